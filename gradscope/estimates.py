@@ -22,11 +22,12 @@ UPPER = 0.975  # quantile at the upper end of a 95 % interval
 @checked
 @dataclass(frozen=True)
 class Estimate:
-    """The number ``mantissa * 2**exponent``, its standard error on the same scale, and its number of probes.
+    """An estimated number with its standard error, also beyond the range of float64: ``mantissa * 2**exponent``.
 
-    ``value`` and ``stderr`` are ``inf`` or ``0`` beyond the range of float64; ``log10_value`` and ``log10_stderr`` are
-    valid at every scale.  ``num_probes == 0`` marks an exact number (``stderr`` 0).  ``stderr`` is None where the error
-    is unknown, as with a single probe.  ``freedom``: degrees of freedom of the standard error, for `interval`.
+    ``value`` and ``stderr`` are the number and its standard error.  Beyond the range of float64 they are ``inf`` or
+    ``0``, but ``log10_value`` and ``log10_stderr`` are valid at every scale.  ``stderr`` is None if the error is
+    unknown, for example with a single probe.  ``num_probes`` is the number of random probes; 0 for an exact number,
+    whose ``stderr`` is 0.  ``freedom`` is the number of degrees of freedom of the standard error, for `interval`.
 
     >>> import gradscope as gs
     >>> print(gs.Estimate(1.5, 0.15, num_probes=8))
@@ -43,7 +44,7 @@ class Estimate:
 
     @property
     def value(self) -> float:
-        """The number; ``inf`` or ``0`` beyond the range of float64."""
+        """The number in float64; ``inf`` or ``0`` beyond its range."""
         return _ldexp(self.mantissa, self.exponent)
 
     @property
@@ -66,10 +67,10 @@ class Estimate:
         return self.mantissa_stderr / (self.mantissa * math.log(10)) if self.mantissa_stderr else 0.0
 
     def interval(self, level: Level = 0.95) -> tuple[float, float]:
-        """Return log10 of both ends of an interval that contains the number with probability ``level``.
+        """Return log10 of both ends of an interval that contains the true value with the probability ``level``.
 
-        The interval is log10_value -+ t log10_stderr, with t the quantile of Student's distribution with ``freedom``
-        degrees of freedom; by default that of the normal distribution.
+        The interval is log10_value -+ t log10_stderr.  Here t is the quantile of Student's distribution with
+        ``freedom`` degrees of freedom, or of the normal distribution if ``freedom`` was not given.
         For an exact number both ends are equal.  If the error is unknown, both ends are NaN.
 
         >>> low, high = Estimate(2.0, 0.1).interval()
@@ -82,16 +83,16 @@ class Estimate:
 
     @classmethod
     def exact(cls, value: float, exponent: int = 0) -> Self:
-        """Return ``value * 2**exponent``, known without error."""
+        """Return an `Estimate` of ``value * 2**exponent``, known without error."""
         return cls(value, 0.0, exponent, 0)
 
     def scaled(self, factor: Finite) -> Estimate:
-        """Return the number and its error, both multiplied by a known positive factor."""
+        """Return an `Estimate` whose number and error are multiplied by a known positive factor."""
         error = None if self.mantissa_stderr is None else self.mantissa_stderr * factor
         return replace(self, mantissa=self.mantissa * factor, mantissa_stderr=error)
 
     def sqrt(self) -> Estimate:
-        """Return the square root, with its error to first order: stderr / (2 sqrt(value))."""
+        """Return an `Estimate` of the square root, with its error to first order: stderr / (2 sqrt(value))."""
         odd = self.exponent % 2
         root = math.sqrt(math.ldexp(self.mantissa, odd))
         error = self.mantissa_stderr and math.ldexp(self.mantissa_stderr, odd) / (2 * root)

@@ -61,7 +61,7 @@ ROUNDING = 1e-4  # tolerance for the ends of an interval, which a file may hold 
 
 
 class SchemaError(ValueError):
-    """A file was written with a schema version that this version of gradscope cannot read.
+    """Raised if a file was written with a schema version that this version of gradscope cannot read.
 
     >>> check_version(1, Path("old.csv"))  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
@@ -71,12 +71,12 @@ class SchemaError(ValueError):
 
 @checked
 def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
-    """Return a checked tidy frame with the given columns; a scalar applies to all rows.
+    """Return a tidy frame with the given columns, after a check; a scalar holds for all rows.
 
     Arguments:
-        columns: Values under the names of `COLUMNS` and `OPTIONAL`.  If ``value`` is missing, it is computed from
-            ``log10_value``; if ``log10_value`` is missing, it is null.  By default target, reduction, coupling and
-            standard errors are null, and ``num_probes`` is 0.
+        columns: Dict from names of columns (`COLUMNS` and `OPTIONAL`) to values.  If ``value`` is missing, it is
+            computed from ``log10_value``; if ``log10_value`` is missing, it is null.  By default target, reduction,
+            coupling and standard errors are null, and ``num_probes`` is 0.
 
     >>> import gradscope as gs
     >>> columns = {"layer": ["a", "b"], "index": [1, 2], "depth_from_output": [1, 0], "num_samples": 8}
@@ -126,14 +126,14 @@ def observed(
     num_samples: Size = 1,
     **columns: Any,
 ) -> pd.DataFrame:
-    """Return a tidy frame of numbers that are not coefficients and may have any sign.
+    """Return a tidy frame of numbers that may have any sign, such as losses; they are stored without a logarithm.
 
     Arguments:
         quantity: Name of the quantity, in lower_case; one for all rows, or one per row.
-        values: One number or several, stored in column ``value`` without a logarithm; inf if a number overflowed.
+        values: One number or several, stored in column ``value``; inf if a number overflowed.
         layer, index: Name and index of the layer; one for all rows, or one per row.
         stderr: Standard errors of the values; 0 for exact values, None or NaN for unknown errors.
-        num_samples: Samples that each value was computed from.
+        num_samples: Number of samples from which each value was computed.
         columns: Further columns that distinguish the rows (step, shift, ...); one value for all rows, or one per row.
 
     >>> import gradscope as gs
@@ -153,7 +153,7 @@ def observed(
 
 @checked
 def check(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame unchanged if it follows the schema; additional columns are allowed.
+    """Check that a frame is a valid tidy frame, and return it unchanged; additional columns are allowed.
 
     Raises:
         ValueError: A column is missing or holds an unexpected null, or values, logarithms and intervals contradict
@@ -195,7 +195,7 @@ def check_values(columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
 
 @checked
 def save(frame: pd.DataFrame, path: PathLike) -> Path:
-    """Check a frame, write it atomically as ``.parquet`` or ``.csv``, and return the path.
+    """Check a tidy frame, write it atomically as ``.parquet`` or ``.csv``, and return the path.
 
     Raises:
         ValueError: The frame violates the schema, or the name ends in neither ``.parquet`` nor ``.csv``.
@@ -220,7 +220,7 @@ def save(frame: pd.DataFrame, path: PathLike) -> Path:
 
 @checked
 def load(path: PathLike) -> pd.DataFrame:
-    """Return the checked frame of a file that `save` wrote.  Nothing in the file is ever run.
+    """Read a file that `save` wrote, and return the tidy frame after a check.  No code in the file is ever run.
 
     Raises:
         SchemaError: The file was written with another version of the schema.
@@ -288,7 +288,7 @@ def notebook(text: str, table: pd.DataFrame) -> str:
 
 @checked
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return only the rows with the last target of each run.  Additional columns distinguish the runs.
+    """Return the rows with the last target of each run; runs are distinguished by their additional columns.
 
     >>> to_last_target(observed("gsc", [1.0, 2.0], layer=["a", "b"], index=[1, 2]))["layer"].tolist()
     ['b']

@@ -32,7 +32,7 @@ Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 @checked
 def he(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
-    """The weight, filled with Gaussian numbers of variance 2 / fan_in.  ReLU then preserves the mean square.
+    """Fill a weight with Gaussian numbers of variance 2 / fan_in (He), so that ReLU layers preserve the mean square.
 
     Reference: He et al. (2015), "Delving deep into rectifiers", arXiv:1502.01852.
 
@@ -44,7 +44,7 @@ def he(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
 
 @checked
 def lecun(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
-    """The weight, filled with Gaussian numbers of variance 1 / fan_in.  A linear map then preserves the mean square.
+    """Fill a weight with Gaussian numbers of variance 1 / fan_in (LeCun), so that linear maps preserve the mean square.
 
     References: LeCun et al. (1998), "Efficient BackProp"; for SELU, Klambauer et al. (2017), arXiv:1706.02515.
 
@@ -56,7 +56,7 @@ def lecun(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor
 
 @checked
 def gaussian(weight: Weight, *, variance: Nonnegative, generator: torch.Generator | None = None) -> Tensor:
-    """The weight, filled with Gaussian numbers of variance ``variance`` / fan_in.
+    """Fill a weight with Gaussian numbers of variance ``variance`` / fan_in, and return it.
 
     >>> round(float(gaussian(torch.empty(500, 200), variance=4.0, generator=torch.Generator().manual_seed(0)).var()), 3)
     0.02
@@ -66,9 +66,9 @@ def gaussian(weight: Weight, *, variance: Nonnegative, generator: torch.Generato
 
 @checked
 def xavier(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
-    """The weight, filled with Gaussian numbers of variance 2 / (fan_in + fan_out).
+    """Fill a weight with Gaussian numbers of variance 2 / (fan_in + fan_out) (Xavier), and return it.
 
-    The variance is a compromise: 1 / fan_in would preserve signals, and 1 / fan_out would preserve gradients.
+    The variance is a compromise: 1 / fan_in would preserve activations, and 1 / fan_out would preserve gradients.
     Reference: Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward neural networks".
 
     >>> round(700 * float(xavier(torch.empty(500, 200), generator=torch.Generator().manual_seed(0)).var()), 2)
@@ -80,9 +80,9 @@ def xavier(weight: Weight, *, generator: torch.Generator | None = None) -> Tenso
 
 @checked
 def orthogonal(weight: Weight, *, gain: Finite = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """The weight, filled with ``gain`` times a Haar-distributed (out, fan_in) matrix with orthonormal rows.
+    """Fill a weight with ``gain`` times a random matrix (out, fan_in) with orthonormal rows or columns, and return it.
 
-    If out > fan_in, the columns are orthonormal instead.
+    The rows are orthonormal if out <= fan_in, otherwise the columns.  The matrix is Haar distributed.
 
     Reference: Saxe, McClelland and Ganguli (2013), "Exact solutions to the nonlinear dynamics ...", arXiv:1312.6120.
 
@@ -100,15 +100,15 @@ def orthogonal(weight: Weight, *, gain: Finite = 1.0, generator: torch.Generator
 def looks_linear(
     weight: Weight, *, mirror_input: bool = True, mirror_output: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The weight, filled with mirrored orthogonal blocks that make a ReLU network a linear map at initialization.
+    """Fill a weight with mirrored orthogonal blocks, which make a ReLU network a linear map at initialization.
 
-    The two halves of each layer are relu(z) and relu(-z), and their difference is z.  W is drawn by `orthogonal`:
+    The halves of the features are relu(z) and relu(-z), and their difference is z.  W is drawn by `orthogonal`:
 
         first layer (``mirror_input=False``)        [[W], [-W]]             W is (out / 2, in)
         middle layer                                [[W, -W], [-W, W]]      W is (out / 2, in / 2)
         last layer (``mirror_output=False``)        [[W, -W]]               W is (out, in / 2)
 
-    The last layer, which no ReLU follows, takes the difference of the halves.
+    The last layer, after which there is no ReLU, computes the difference of the halves.
 
     Raises:
         ValueError: The weight is not a matrix, or a mirrored side has an odd number of features.
@@ -136,15 +136,15 @@ def critical(
     model: nn.Module, activation: str | Activation, *, bias_variance: Nonnegative = 0.0, chi: Positive = 1.0,
     orthogonal_weights: bool = False, generator: torch.Generator | None = None,
 ) -> CriticalPoint:  # fmt: skip
-    """Set all linear and convolutional layers of a model to a `gradscope.meanfield.critical_point`; return the point.
+    """Initialize linear and convolutional layers so that squared gradients grow by the factor ``chi`` per layer.
 
-    Weights have variance sigma_w^2 / fan_in, with the point's sigma_w^2.  Squared gradients grow by ``chi`` per layer.
+    Weights have variance sigma_w^2 / fan_in, with sigma_w^2 of the returned `gradscope.meanfield.CriticalPoint`.
 
     Arguments:
         model: Any module with linear or convolutional layers.
         activation: The model's activation, as a name or an `Activation`.
         bias_variance: sigma_b^2; biases are Gaussian with this variance.
-        chi: Growth factor of squared gradients per layer; 1 is critical.
+        chi: Growth factor of squared gradients per layer; at 1 (critical), they neither grow nor shrink.
         orthogonal_weights: Draw scaled orthogonal instead of Gaussian weights, with the same mean square.
         generator: Source of the random numbers.
 
@@ -174,11 +174,11 @@ def lsuv(
     model: nn.Module, data: Any, *, tolerance: Positive = 0.1, max_rounds: Size = 10, forward: Forward | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Scale weights layer by layer to unit variance (LSUV); return the outputs' standard deviations, by layer name.
+    """Scale weights until each layer has outputs of variance 1 (LSUV); return the standard deviations by layer name.
 
-    First `orthogonal` fills every linear and convolutional layer.  Then layers are scaled in the order of their first
-    calls: W <- W / sqrt(v) is repeated until |v - 1| <= ``tolerance``, where v is the variance (1/N) over all entries
-    of the layer's output.  The layers before a layer are already scaled.  Biases do not change.
+    First, `orthogonal` fills every linear and convolutional layer.  Then layers are scaled in the order of their first
+    calls.  W <- W / sqrt(v) is repeated until |v - 1| <= ``tolerance``, where v is the variance (1/N) over all entries
+    of the layer's output.  Biases do not change.
 
     Arguments:
         model: Any module; its buffers, its mode and the random state are left unchanged.
@@ -236,7 +236,7 @@ def lsuv(
 
 @checked
 def weighted(model: nn.Module) -> dict[str, Weighted]:
-    """The linear and convolutional layers of a model, by name; ValueError if there are none.
+    """Return a dict of the linear and convolutional layers of a model by name; ValueError if there are none.
 
     >>> list(weighted(nn.Sequential(nn.Linear(4, 4), nn.Tanh())))
     ['0']
@@ -249,9 +249,9 @@ def weighted(model: nn.Module) -> dict[str, Weighted]:
 
 @checked
 def auto(activation: str) -> Initializer:
-    """The usual initializer of an activation: `he` for ReLU and its relatives, `lecun` otherwise.
+    """Return the usual initializer for an activation: `he` for ReLU and its relatives, otherwise `lecun`.
 
-    The last column is the mean square after one wide layer without normalization, for an input of mean square 1:
+    The table gives the mean square after one wide layer without normalization, for an input of mean square 1:
     E[phi(sqrt(variance * fan_in) z)^2] with z standard normal.
 
     activation  init   mean square

@@ -33,9 +33,10 @@ def qm_norm(
     probes: int | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor | Estimate:
-    """The quadratic mean norm |A|_F / sqrt(n) = sqrt((s_1^2 + ... + s_min(m,n)^2) / n) of an m x n matrix A.
+    """Quadratic mean norm |A|_F / sqrt(n) of an m x n matrix A.
 
-    This is the quadratic mean of |A u| over the unit sphere of R^n: how much A stretches a random input direction.
+    It equals sqrt((s_1^2 + ... + s_min(m,n)^2) / n) with the singular values s_i of A.  It is the quadratic mean of
+    |A u| over unit vectors u in R^n: the factor by which A stretches a random direction.
 
     Arguments:
         a: A tensor or array of shape (..., m, n) gives exact norms as a float64 tensor of shape (...).  A

@@ -38,7 +38,7 @@ class LinearOperator:
 
     @property
     def T(self) -> LinearOperator:  # noqa: N802
-        """The transpose A^T, n x m."""
+        """The transpose A^T, an n x m operator."""
         return LinearOperator(self.shape[::-1], self.rmatvec, self.matvec, self.dtype, self.device)
 
     def __matmul__(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
@@ -58,7 +58,7 @@ class LinearOperator:
         return torch.stack([self.matvec(column) for column in other.T], dim=1)
 
     def dense(self) -> Tensor:
-        """The matrix as an m x n tensor.  Cost: min(m, n) products."""
+        """Return A as an m x n tensor.  Cost: min(m, n) products with A or A^T."""
         m, n = self.shape
         units = torch.eye(min(m, n), dtype=self.dtype, device=self.device)
         name, product, dim = ("rmatvec", self.rmatvec, 0) if m <= n else ("matvec", self.matvec, 1)
@@ -70,10 +70,10 @@ class LinearOperator:
         return torch.stack(products, dim=dim)
 
     def singular_values(self, k: int | None = None) -> Tensor:
-        """The ``k`` largest singular values in descending order, in float64; by default all min(m, n).
+        """Return the ``k`` largest singular values in descending order, in float64; by default all min(m, n).
 
-        Cost: `dense` and an SVD.  If min(m, n) > 500 and k < min(m, n) / 10, Lanczos iterations are used instead:
-        about 10 k products with A and A^T, for a relative error of 1e-10.
+        Cost: that of `dense` and an SVD.  If min(m, n) > 500 and k < min(m, n) / 10, Lanczos iterations replace them.
+        These need about 10 k products with A and A^T for a relative error of 1e-10.
 
         Raises:
             ValueError: ``k`` is not an integer from 1 to min(m, n).
@@ -88,20 +88,20 @@ class LinearOperator:
         return torch.linalg.svdvals(self.dense().double())[:k]
 
     def condition(self) -> float:
-        """The largest of the min(m, n) singular values divided by the smallest; infinite if the smallest is 0."""
+        """Return the condition number, the ratio of the largest and the smallest singular value; may be infinite."""
         values = self.singular_values()
         return float(values[0] / values[-1]) if values[-1] > 0 else math.inf
 
     def log_volume(self) -> float:
-        """The sum of ln s_i over the min(m, n) singular values; for a square matrix, ln |det A|.
+        """Return the sum of ln s_i over the min(m, n) singular values s_i; for a square matrix, this is ln |det A|.
 
-        The sum is -inf if a singular value is 0.  If m >= n, log_volume / n <= ln |A|_qm, with equality if and only if
-        all singular values are equal.
+        The sum is -inf if a singular value is 0.  If m >= n, log_volume / n <= ln(|A|_F / sqrt(n)), with equality if
+        and only if all singular values are equal.
         """
         return float(self.singular_values().log().sum())
 
     def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
-        """The operator for ``scipy.sparse.linalg``, on float64 NumPy vectors."""
+        """Return A as an operator for ``scipy.sparse.linalg``, which acts on float64 NumPy vectors."""
 
         def apply(product: Callable[[Tensor], Tensor], vector: np.ndarray) -> np.ndarray:
             v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))

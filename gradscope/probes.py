@@ -37,10 +37,11 @@ def new_key(generator: torch.Generator | None, device: torch.device) -> Tensor:
 
 
 def signs(key: Tensor, probes: range, samples: range, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Probes (probes, samples, size) of independent random signs (Hutchinson 1989).
+    """Return probes of independent random signs (Hutchinson 1989), an array (probes, samples, size).
 
     An entry depends only on the key, the numbers of its probe and sample, and its place in the sample.  It is the same
-    on every device and in every dtype, whichever other entries are computed.  Cost: 1 bit of a hash per entry.
+    on every device and in every dtype, and does not depend on which other entries are computed.  Cost: 1 bit of a hash
+    per entry.
 
     >>> v = signs(torch.tensor(7), range(2), range(3), 4, torch.float64, torch.device("cpu"))
     >>> v.shape, bool((v[1:, 2:] == signs(torch.tensor(7), range(1, 2), range(2, 3), 4, v.dtype, v.device)).all())
@@ -62,7 +63,9 @@ def signs_of(words: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def uniform(key: Tensor, samples: range, size: int, device: torch.device) -> Tensor:
-    """Independent numbers (samples, size), uniform between -1 and 1, in float64; an entry depends on key and place.
+    """Return independent random numbers (samples, size), uniform between -1 and 1, in float64.
+
+    An entry depends only on the key, the number of its sample, and its place in the sample.
 
     >>> v = uniform(torch.tensor(7), range(3), 4, torch.device("cpu"))
     >>> v.shape, bool((v[1:] == uniform(torch.tensor(7), range(1, 3), 4, v.device)).all())
@@ -93,7 +96,9 @@ def rademacher(
     num: Size, size: Size, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """Probes (num, size) of independent random signs (Hutchinson 1989).  |A v|^2 is exact if A^T A is diagonal.
+    """Return probes (num, size) of independent random signs (Hutchinson 1989).
+
+    For a probe v, |A v|^2 is an unbiased estimate of |A|_F^2.  It has no error if A^T A is diagonal.
 
     >>> rademacher(2, 3, generator=torch.Generator().manual_seed(0)).abs().tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
@@ -107,7 +112,9 @@ def sphere(
     num: Size, size: Size, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """Probes (num, size), uniform on the sphere of radius sqrt(size).  The variance is the same for A and a rotated A.
+    """Return probes (num, size) that are uniform on the sphere of radius sqrt(size).
+
+    For a probe v, |A v|^2 is an unbiased estimate of |A|_F^2.  Its variance does not change if A is rotated.
 
     >>> sphere(2, 9, generator=torch.Generator().manual_seed(0)).norm(dim=1).round(decimals=6).tolist()
     [3.0, 3.0]
@@ -122,9 +129,10 @@ def orthonormal(
     num: Size, size: Size, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """Mutually orthogonal, Haar distributed probes (num, size) of length sqrt(size), with num <= size.
+    """Return random, mutually orthogonal probes (num, size) of length sqrt(size), for num <= size.
 
-    If num == size, the mean of |A v|^2 is exact.  The usual standard error, for independent probes, is an upper bound.
+    They are Haar distributed.  The mean of |A v|^2 over the probes v is an estimate of |A|_F^2, and exact if num ==
+    size.  The usual standard error, for independent probes, is an upper bound.
 
     Raises:
         ValueError: ``num`` is larger than ``size``.

@@ -51,18 +51,18 @@ def assert_growth(
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Profile:
-    """Return the profile if GSC (squared convention) grows by a factor within [low, high] per layer.
+    """Assert that GSC (squared convention) grows by a factor within [low, high] per layer; return the profile.
 
     The assertion fails if the whole 95 % interval of the rate lies outside [low, high].
 
     Arguments:
         model, data, forward, layers, probes, generator: As for `gradscope.gsc`.
         low, high: Bounds of the factor per layer, in the direction from the output to the input.
-        undecided: What to do if the interval contains a bound: "warn", "fail", or "pass" silently.  Many layers and a
-            batch of tens of samples make the interval narrow.
+        undecided: What to do if the interval contains a bound: "warn", "fail", or "pass" silently.  The interval is
+            narrow if there are many layers and tens of samples.
 
     Raises:
-        AssertionError: The rate is outside [low, high].  The message has the profile and the first and worst layers.
+        AssertionError: The interval is outside [low, high].  The message has the profile, and the first and worst layers.
         ValueError: Fewer than six layers (use `assert_total`), bounds that are not an interval, or most layers lie
             off the trunk, so the assertion would leave them out.
 
@@ -111,10 +111,10 @@ def assert_total(
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Profile:
-    """Return the profile if GSC (squared convention) from the first row to the output is within [low, high].
+    """Assert that GSC (squared convention) of the input is within [low, high]; return the profile.
 
-    This also works for networks with too few layers for a growth rate.  The total is a fact about this network on this
-    batch: only random probes make it uncertain.
+    It is GSC from the first row of the profile to the output.  This assertion also works for networks with too few
+    layers for a growth rate.  It is about this network on this batch, so only random probes make it uncertain.
 
     Arguments:
         model, data, forward, layers, probes, generator: As for `gradscope.gsc`.
@@ -170,14 +170,15 @@ def _profile(model: nn.Module, data: Any, **options: Any) -> Profile:
 def assert_no_collapse(
     model: nn.Module, data: Any, *, most: Share = 0.99, forward: Forward | None = None
 ) -> dict[str, float]:
-    """Return the mean cosine between samples at every unit of the trunk, if every cosine is below ``most``.
+    """Assert that the mean cosine between samples is below the limit ``most`` at every unit; return all cosines.
 
     Arguments:
         model, data, forward: As for `gradscope.gsc`; the data are one batch of at least two samples.
-        most: Samples collapse if their mean cosine is at least ``most`` (1: all directions are equal).
+        most: The limit.  Samples collapse if their mean cosine reaches it (1: all directions are equal).
 
     Raises:
-        AssertionError: A layer collapses, but not the data; the message names the first such layer and has all cosines.
+        AssertionError: Samples collapse at a unit, but not in the data.  The message names the first such unit, and has
+            all cosines.
         ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit whose leading dimension is the batch.
 
     >>> import torch
@@ -214,11 +215,12 @@ def assert_qm_norm(
     probes: int | str = "exact",
     generator: torch.Generator | None = None,
 ) -> None:
-    """Check that the quadratic mean norm |A|_F / sqrt(columns) of a matrix or an operator is ``expected``.
+    """Assert that the quadratic mean norm |A|_F / sqrt(n) of an m x n matrix or operator A is ``expected``.
 
     Arguments:
         operator: A matrix, or a `gradscope.LinearOperator`.
-        expected, rtol: The expected norm and its relative tolerance.  Random probes add three standard errors to it.
+        expected, rtol: The expected norm and its relative tolerance.  With random probes, three standard errors are
+            added to the tolerance.
         probes, generator: As for `gradscope.qm_norm`, for operators only.
 
     Raises:

@@ -45,35 +45,40 @@ def compare(
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Comparison:
-    """Return what is odd about which layer of an initialized network.
+    """Return which layers of an initialized network deviate from similar layers or from theory, and in what.
 
-    Layers are compared in two ways.  (1) With their *siblings*, in any network with at least four layers or blocks of
-    one class and shape: their modules, their parameters, and statistics of every f_i(x_i) with those of f_j(x_i), for
-    the siblings f_j on the same input.  (2) With mean-field theory, in perceptrons.  All thresholds hold for all layers
-    of a network together.
+    Layers are compared in two ways:
 
-    The z-scores of theory assume that the mean square of n neurons is chi-square distributed.  It has n / c degrees of
-    freedom, where c is the mean squared cosine between samples.  Theory does not hold for batch normalization with a
+    - With their *siblings*, which are layers or blocks of the same class and shape; at least four are needed.  Modules
+      and parameters are compared.  So are statistics of the output of a layer f_i on its input x_i, with those of the
+      outputs f_j(x_i) of its siblings f_j on the same input.
+    - With mean-field theory, in perceptrons.
+
+    The thresholds take into account that all layers of a network are tested.
+
+    The z-scores of theory assume that the mean square over n neurons is chi-square distributed, with n / c degrees of
+    freedom.  Here c is the mean squared cosine between samples.  Theory does not hold for batch normalization with a
     batch larger than half the width; a warning says so.
 
     Arguments:
         model: Any module.  Its weights should be as drawn: training makes layers different.
         data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.
-        expected: What the layers should be.  Default: what most of them are.  A mapping with any of these keys:
+        expected: How the layers should be built.  By default, the majority of the layers is right.  A mapping with any
+            of these keys:
             "activation", "normalization": a class, or a name such as "tanh", "layer" or "none"; see
             `gradscope.checks.expectations.unexpected`.
             "initialization": sigma_w^2 = fan_in Var(W) of all weights before a nonlinearity, for networks that theory
-            covers: a number; "standard" (2 for ReLU and its relatives, else 1); or "measured" (the value of each
-            weight, so that wrong weights do not deviate).
+            covers.  A number; "standard" (2 for ReLU and its relatives, else 1); or "measured" (the measured value of
+            each weight, so that no weight counts as wrong).
         prediction: Predicted GSC with a band, instead of the theory of perceptrons: a frame such as
             `gradscope.meanfield.Transformer.gsc` returns.  Layers whose measured GSC is outside the band deviate.
 
-    Cost: with n siblings, 4 forward passes and 1 backward pass times min(n, 13), and for perceptrons that of
-    `gradscope.gsc`.
+    Cost: 4 m forward passes and m backward passes, where m is the number of siblings, but at most 13.  For perceptrons,
+    the cost of `gradscope.gsc` is added.
 
     Raises:
-        UnreadableError: Too few layers are of one kind, and theory does not cover the network; or an initialization is
-            expected and theory does not cover the network.  The message names the unsupported part.
+        UnreadableError: Theory does not cover the network, and an initialization is expected or too few layers are of
+            one kind.  The message names the unsupported part.
         ValueError: ``expected`` has none of these keys or values.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.

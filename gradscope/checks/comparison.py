@@ -23,23 +23,24 @@ MOST_NAMED = 4  # layers that the text names, and deviations of each
 
 @dataclass(frozen=True)
 class Comparison:
-    """Deviations of layers from their siblings and from theory; made by `gradscope.compare`.
+    """Deviations of layers from similar layers of the network and from mean-field theory; made by `gradscope.compare`.
 
-    ``deviations``: what is odd about which layer, most conspicuous first (`gradscope.checks.siblings.Deviation`).
-    ``judged``: layers that were compared with siblings.  ``unreadable``: why theory does not cover the network, or "".
+    - ``deviations``: the layers that deviate and what is wrong with them, the strongest deviation first; see
+      `gradscope.checks.siblings.Deviation`.
+    - ``judged``: layers that were compared with similar layers (siblings).
+    - ``unreadable``: why theory does not cover the network, or "".
+    - ``band``: if `compare` got a ``prediction``, measured and predicted log10 GSC by layer, with the ends of the band.
 
-    The other fields hold the comparison with theory; without one they are None or empty.  ``profile``: measured
-    coefficients.  ``prediction``: theory for the expected initialization.  ``layers``: names, in order.
-    ``weight_variances``, ``nominal``: sigma_w^2 of each weight, measured and expected.  The z-scores are NaN if a test
-    does not apply:
+    The other fields hold the comparison with theory.  They are None or empty if there is none.  ``profile``: the
+    measured GSC.  ``prediction``: theory for the expected initialization.  ``layers``: names in execution order.
+    ``weight_variances``, ``nominal``: measured and expected sigma_w^2 = fan_in Var(W) of each weight W.  There are
+    three z-scores per layer, NaN where a test does not apply:
 
-    - ``z_length``: the mean square of each pre-activation, compared with the prediction from the *measured* layer
-      before.  So a wrong layer does not change the z-scores of later layers.
-    - ``z_growth``: the increment of ln GSC across each layer, compared with theory at the measured length, in robust
-      standard deviations of all increments (`gradscope.checks.levels.scale`).
-    - ``z_weight``: ln of the weight variance, compared with the expected variance.
-
-    ``band``: measured and predicted log10 GSC by layer, with the ends of the band, if `compare` got a ``prediction``.
+    - ``z_length``: deviation of the mean square of the pre-activations.  Theory predicts this mean square from the one
+      measured in the layer before.  So a wrong layer does not change the z-scores of later layers.
+    - ``z_growth``: deviation of the increment of ln GSC across the layer from theory at the measured mean square.  The
+      unit is a robust standard deviation of all increments (`gradscope.checks.levels.scale`).
+    - ``z_weight``: deviation of the logarithm of the weight variance from that of the expected variance.
 
     >>> import torch
     >>> import gradscope as gs
@@ -70,23 +71,27 @@ class Comparison:
 
     @property
     def first_weight_outlier(self) -> str | None:
-        """Name of the first layer whose weights do not have the expected variance, or None; only with a theory.
+        """Name of the first layer whose weights do not have the expected variance, or None.
 
-        GSC does not show a wrong gain before a normalization or with a homogeneous activation such as ReLU.
+        The result is also None if there is no theory, because nothing is then expected.  GSC does not show a wrong
+        weight variance before a normalization or a homogeneous activation such as ReLU.
         """
         beyond = np.flatnonzero(np.abs(np.nan_to_num(self.z_weight)) > self.limit())
         return self.layers[beyond[0]] if len(beyond) else None
 
     def limit(self, growth: bool = False) -> float:
-        """Return the limit of |z_length| and |z_weight|, or |z_growth|, for all layers and quantities together."""
+        """Return the threshold of |z_length| and |z_weight| above which a layer deviates; with ``growth``, |z_growth|.
+
+        The limit takes into account that all layers and all three z-scores are tested.
+        """
         tests = [int(np.isfinite(z).sum()) for z in (self.z_length, self.z_growth, self.z_weight)]
         return limit(max(sum(tests), 1), freedom(tests[1]) if growth else np.inf)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores.
 
-        ``deviation`` holds the most conspicuous deviation of the layer, or "".  Without a theory it is the only column
-        beside ``layer``; with a ``band``, that frame is returned with this column.
+        The column ``deviation`` holds the strongest deviation of the layer, or "".  Without a theory, ``layer`` and
+        ``deviation`` are the only columns.  If there is a ``band``, the result is ``band`` with this column added.
         """
         texts: dict[str, str] = {}
         for deviation in self.deviations:

@@ -22,7 +22,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """Results of all tests of `check`; ``print`` shows one line per test.
+    """Results of all tests of `gradscope.check`; ``print`` shows one line per test.
 
     >>> import torch
     >>> import gradscope as gs
@@ -37,11 +37,11 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no test failed."""
+        """True if no test failed."""
         return all(check.status != FAILED for check in self.checks)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per test: name, status, detail."""
+        """Return a frame with one row per test and the columns name, status and detail."""
         return pd.DataFrame([asdict(check) for check in self.checks])
 
     def __str__(self) -> str:

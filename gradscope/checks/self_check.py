@@ -39,12 +39,13 @@ def check(
 ) -> Report:
     """Return a report on whether several ways to measure ``model`` on one batch agree.
 
-    - "adjoint": <v, J u> = <J^T v, u> between neighboring layers, with J u by double differentiation.
-    - "finite differences": a layer changes along a random direction of the input as its Jacobian predicts.
+    - "adjoint": <v, J u> = <J^T v, u> for the Jacobian J between neighboring layers and random vectors u and v.  J u is
+      computed by double differentiation.
+    - "finite differences": if the input moves a little in a random direction, layers change as their Jacobians predict.
     - "independence": if samples count as independent, changing one sample does not change others.
-    - "probes": random probes agree with the exact coefficients within their standard errors.
+    - "probes": GSC from random probes agrees with exact GSC within the standard errors.
     - "determinism": two captures record the same activations.
-    - "left alone": parameters, buffers, gradients, modes and the random state are unchanged.
+    - "left alone": measuring changes no parameter, buffer, gradient, training mode or random state.
 
     Arguments:
         model, data, forward, loss_fn: As for `gradscope.gsc`, one small batch in float64 (float32 tolerances are wide).

@@ -37,7 +37,7 @@ TINY = 1e-9  # smallest squared relative change that is not rounding
 
 @dataclass(frozen=True)
 class Deviation:
-    """One thing that is odd about a layer: its name, the quantity, |z| / threshold, and a sentence."""
+    """One deviation of a layer: the layer's name, the quantity, |z| divided by its threshold, and a sentence."""
 
     layer: str
     quantity: str

@@ -48,19 +48,19 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Growth:
-    """Growth of GSC (squared convention) by the factor ``rate`` per layer, counted from the target.
+    """Growth of GSC (squared convention) with depth: GSC is multiplied by ``rate`` per layer, from the target backward.
 
     ``rate_low``, ``rate_high``: 95 % interval of the rate, for networks drawn like the measured ones.
-    ``intercept``: c of c * rate^(k - l).  ``verdict``, with m the ``margin``:
+    ``intercept``: c in the fit GSC = c * rate^n, n layers before the target.  ``verdict``, with m the ``margin``:
 
     - "exploding": the whole interval lies above 1 + m;
     - "vanishing": the whole interval lies below 1 - m;
     - "stable": the whole interval lies between 1 - m and 1 + m;
     - "undecided": the interval contains 1 - m or 1 + m; ``advice`` says what would decide.
 
-    If at least two networks have the same decided verdict each by itself, the verdict of all of them is the same.
+    If there are several networks and each one by itself has the same verdict (not undecided), this is the verdict.
     ``curved``: whether log GSC grows at different rates in the two halves of the network; ``curved_p`` is the p value.
-    A curve that surely grows is exploding and curved.
+    A curved profile has a verdict too, for example exploding.
     ``total``: log10 GSC from the first row to the target, the mean over the networks; ``total_low`` and ``total_high``
     are its 95 % interval due to probes (and samples, for streams), or NaN if unknown.
     ``num_networks``: number of independent networks.  ``num_rows``: number of depths that the rate was fitted to.
@@ -107,15 +107,15 @@ def growth(
     """Return the growth of GSC with depth, with one verdict for all given networks.
 
     Arguments:
-        data: A result of `gradscope.gsc`, `gradscope.gsc_matrix` or `gradscope.parameter_gsc`; a list of such results
-            for networks that differ in their random numbers only; or a tidy frame of them, in which column ``seed``
+        data: A result of `gradscope.gsc`, `gradscope.gsc_matrix` or `gradscope.parameter_gsc`; a list of results, for
+            networks that differ in their random numbers only; or a tidy frame of results, in which column ``seed``
             distinguishes the networks.
         target: The target layer; the last one by default.
-        margin: A rate from 1 - margin to 1 + margin is stable.
+        margin: Rates from 1 - margin to 1 + margin count as stable.
 
     Returns:
-        A `Growth`.  Its interval rests on the changes from row to row.  From eight networks on, or if networks differ
-        by more than these changes explain, it rests on the spread between networks.
+        A `Growth`.  The interval of its rate rests on the changes of log GSC from row to row.  For eight or more
+        networks, or if networks differ by more than these changes explain, it rests on the spread between networks.
 
     Raises:
         ValueError: Fewer than six layers, a coefficient that is zero or not finite, networks with different layers, or

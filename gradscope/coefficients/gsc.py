@@ -51,37 +51,42 @@ def gsc(
     positions: str | None = None,
     position_dim: int = 1,
 ) -> Profile:
-    """Gradient Scale Coefficient of every layer k with respect to one target l, in the squared convention.
+    """Gradient Scale Coefficient (GSC) of every layer k with respect to one target layer l, in the squared convention.
 
-    GSC(k, l) = |J_k^l|_qm^2 |f_k|^2 / |f_l|^2: the squared relative change of f_l for a small random relative change of
-    f_k, where |J|_qm = |J|_F / sqrt(number of columns).
+    GSC(k, l) = |J_k^l|_qm^2 |f_k|^2 / |f_l|^2.  f_k and f_l are the values of the layers, of sizes d_k and d_l for one
+    sample.  J_k^l is the Jacobian of f_l with respect to f_k, and |J|_qm = |J|_F / sqrt(number of columns).  Let f_k
+    undergo a small random change.  GSC is the mean squared relative change of f_l divided by the squared relative
+    change of f_k.  Some authors use the root of this number.
 
     Arguments:
         model: Any module; it is measured in its current mode and is not changed.
-        data: One batch: a tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
-            Or a stream of such batches (a DataLoader, a list, an iterator); the result is then for the whole data
-            set.  A list [inputs, labels], as loaders yield it, is one batch; for two batches give ``iter(data)``.
+        data: One batch of B samples: a tensor (B, ...); a mapping, for ``model(**batch)``; or with ``loss_fn`` a pair
+            (inputs, labels).  Or a stream of such batches (a DataLoader, a list, an iterator); the result is then for
+            the whole data set.  Without ``loss_fn``, labels in a stream are ignored.  A list of two tensors counts as
+            one batch [inputs, labels], as loaders yield it; if the tensors are two batches, give ``iter(data)``.
             Under ``torch.distributed`` all ranks must make this call, and the result is for all ranks together.
-            Without ``loss_fn``, labels in a stream are ignored.
-        forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
-        layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row per unit
-            of the trunk (`gradscope.forward.units.units`).
+        forward: A function ``(model, batch) -> tensor``, for any other structure of the data or the output.
+        layers: Rows of the profile: a pattern such as "blocks.*", a list of patterns, or a callable that chooses
+            layers.  Default: one row per unit, such as a block of a ResNet (`gradscope.forward.units.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
-        probes: ``"exact"`` (d_l basis cotangents, or B d_l if samples are coupled); a number of random cotangents;
-            `Deflated` (a subspace exactly, and probes for the rest); or ``"auto"``: exact up to 128 cotangents,
-            otherwise deflated probes.  A pilot chooses their number for an error of 5 %, with a limit of 40
-            backward passes per target.  In a stream ``"auto"`` is exact up to 12 cotangents, otherwise
-            ``Deflated(4, 4)`` per batch.
-        rtol: Wanted relative standard error of every value.  For one batch this is the error due to probes.  Then
+        probes: Which cotangents (vectors in the space of the target) are pulled back by backward passes:
+            ``"exact"``: a basis, d_l cotangents, or B d_l if samples are coupled.  A number: random ones.
+            `Deflated`: some directions exactly, and random cotangents (probes) for the rest.
+            ``"auto"``: exact if at most 128 cotangents suffice, otherwise deflated probes.  A short measurement first
+            chooses the number of probes for an error of 5 %, with at most 40 backward passes per target.  In a
+            stream, ``"auto"`` is exact up to 12 cotangents, otherwise ``Deflated(4, 4)`` for each batch.
+        rtol: Requested relative standard error of every value.  For one batch this is the error due to probes.  Then
             ``rtol`` decides the number of probes (exact if that is less expensive), and ``probes`` must be "auto".
             For a stream this is the error due to probes and samples, and batches are measured until rtol is reached.
             ``relative_error`` of the result is the error that was reached.
-        max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  Without them and
-            ``rtol``, a stream without a length, such as a generator, ends after 2000 batches.  One batch with
-            ``rtol`` is swept again until ``max_seconds`` is reached.  If ``rtol`` is not reached, a warning says so.
-        reduction: ``"batch"`` treats the batch as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may
-            be coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, which must not be coupled.
+        max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  If neither these nor
+            ``rtol`` are given, a stream without a length, such as a generator, ends after 2000 batches.  For one batch
+            with ``rtol``, the measurement is repeated with more probes until ``rtol`` or ``max_seconds`` is reached.
+            If ``rtol`` is not reached, a warning says so.
+        reduction: ``"batch"`` treats the values of the batch as one long vector F, so that GSC is
+            |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may be coupled.  ``"mean"`` and ``"geometric"`` average the
+            GSC of single samples, which must not be coupled.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same number.
         progress: Called with the fraction of the current batch that is done.
         positions: ``"source"``, ``"target"`` or ``"both"`` also splits the GSC of every layer by the position (token,
@@ -89,12 +94,12 @@ def gsc(
         position_dim: The dimension of positions in layers (B, ..., T, ...); negative numbers count from the end.
 
     Returns:
-        A `Profile` with rows in execution order; the target (GSC = 1) is last.  With probes, |J|_F^2 is unbiased and
-        has a standard error.  With a single probe, the standard error is an upper bound if samples are independent
-        (attained if J has rank one), and unknown (null) if samples are coupled.
+        A `Profile` with rows in execution order; the target (GSC = 1) is last.  With random probes, the estimate of
+        |J|_F^2 is unbiased and has a standard error.  With a single probe, this standard error is an upper bound if
+        samples are independent (attained if J has rank one), and unknown (null) if samples are coupled.
 
-    Cost: one forward pass and one backward pass per cotangent; rank + 1 forward passes for a subspace;
-    a few more cotangents (11 for B = 256) if the graph does not prove that samples are independent.  Memory: see
+    Cost: one forward pass, and one backward pass per cotangent.  `Deflated` needs rank + 1 more forward passes.  A few
+    more cotangents (11 for B = 256) are needed if the graph does not prove that samples are independent.  Memory: see
     `gradscope.backward.sweep.sweep`.
 
     Raises:
@@ -146,13 +151,14 @@ def gsc_matrix(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Matrix:
-    """Gradient Scale Coefficient between every pair of trunk layers, from one backward sweep for all targets.
+    """Gradient Scale Coefficient (GSC) of every pair of layers, from one backward sweep for all targets.
 
-    Arguments: as in `gsc`.  ``target``: the target nearest the output.  ``probes``: the cotangents of each target;
-    ``"auto"`` is exact if all targets together need at most 128.  All layers must lie on the trunk.
+    Arguments are those of `gsc`, with these differences.  ``target`` is the target nearest the output.  ``probes`` are
+    the cotangents of each target, and ``"auto"`` is exact if all targets together need at most 128.  All layers must
+    lie on the trunk: every path from the input to the output passes through them.
 
     Returns:
-        A `Matrix`, sources x targets, with 1 on the diagonal and NaN below.
+        A `Matrix` with GSC from each source (row) to each target (column), 1 on the diagonal, and NaN below.
 
     Cost: one forward pass, and for every cotangent one backward pass from its target to the first layer.
 

@@ -56,13 +56,13 @@ def nlc(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """Nonlinearity coefficient of the target as a function of the input, over a data set.
+    """Nonlinearity coefficient (NLC) of a network over data: 1 for an affine map, larger for a more nonlinear one.
 
-    NLC = sqrt(E_x Tr(J(x) Cov_x J(x)^T) / Tr Cov_f), with J the Jacobian of one sample at x, and Cov_x and Cov_f the
-    covariances (with 1/N) of inputs and targets over the data. NLC is 1 for an affine map, about 1 if the network
-    is nearly linear over the spread of the data, and invariant to affine maps of input and output. A complex number
-    counts as two real ones. Some authors use NLC^2. GSC says nothing about NLC: in a deep ReLU network GSC stays at
-    1 while NLC grows.
+    NLC = sqrt(E_x Tr(J(x) Cov_x J(x)^T) / Tr Cov_f).  J(x) is the Jacobian of the target with respect to the input at
+    the sample x.  Cov_x and Cov_f are the covariances (with 1/N) of inputs and targets over the N samples.  NLC is
+    about 1 if the network is nearly linear over the spread of the data.  It does not change under affine maps of input
+    or output.  A complex number counts as two real ones.  Some authors use NLC^2.  GSC does not determine NLC: in a
+    deep ReLU network, GSC stays at 1 while NLC grows.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; the batches of a stream are kept in memory.
@@ -70,13 +70,14 @@ def nlc(
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
-        An `Estimate`, with an ``interval()``.  Its standard error covers both the choice of samples (through J, Cov_x
-        and Cov_f) and the probes, as for the GSC of a stream of samples.  ``num_probes`` is 0 if exact.  If samples are
-        coupled (batch normalization), J is the Jacobian of the whole batch, and the inputs of different samples vary
-        independently.  The error is None for coupled samples, for fewer than 30, and for an NLC of 0.
+        An `Estimate`, with an ``interval()``.  Its standard error covers both the choice of samples, on which J, Cov_x
+        and Cov_f depend, and the choice of probes.  ``num_probes`` is 0 if exact.  If samples are coupled (batch
+        normalization), J is the Jacobian of the whole batch, and Cov_x treats the inputs of different samples as
+        independent.  The error is None for coupled samples, for fewer than 30 samples, and for an NLC of 0.
 
-    Cost: two forward passes (three for a stream), and one backward pass and N^2 d operations per cotangent.  Memory:
-    the data, and one N x N matrix per cotangent of a batch of cotangents.
+    Cost: two forward passes (three for a stream), and one backward pass and N^2 d operations per cotangent, for N
+    samples with inputs of size d.  Memory: the data, and one N x N matrix per cotangent that is pulled back at the same
+    time.
 
     Raises:
         ValueError: Fewer than two samples, more than 2,000 batches, a target that is constant over the data or

@@ -51,11 +51,12 @@ def parameter_gsc(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> ParameterProfile:
-    """Gradient Scale Coefficient of the *parameters* theta_k of every module to one target l, squared convention.
+    """Gradient Scale Coefficient (GSC) of the *parameters* of every module with respect to one target layer l.
 
-    GSC(theta_k, l) = |T_k^l|_qm^2 |theta_k|^2 / |f_l|^2: the squared relative change of f_l, over the whole batch, for
-    a small random relative change of theta_k.  T_k^l is the (B d_l) x P_k Jacobian of f_l with respect to the P_k
-    parameters that module k itself holds, and |T|_qm = |T|_F / sqrt(P_k).  A complex number counts as two real ones.
+    GSC(theta_k, l) = |T_k^l|_qm^2 |theta_k|^2 / |f_l|^2.  theta_k are the P_k parameters that module k itself holds,
+    and f_l is the target over the whole batch.  T_k^l is the (B d_l) x P_k Jacobian of f_l with respect to theta_k, and
+    |T|_qm = |T|_F / sqrt(P_k).  Let theta_k undergo a small random change.  GSC is the mean squared relative change of
+    f_l divided by the squared relative change of theta_k.  A complex number counts as two real ones.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; ``data`` must be one batch.
@@ -63,17 +64,18 @@ def parameter_gsc(
 
     Returns:
         A `ParameterProfile`, one row per module that holds trainable parameters; the target is not a row.  The
-        frame has two quantities, ``parameter_gsc`` and ``parameter_qm_norm`` (|T|_qm); ``index`` numbers the modules
+        frame has two quantities, ``parameter_gsc`` and ``parameter_qm_norm`` (|T|_qm).  ``index`` numbers the modules
         from 1.  A parameter on which the target does not depend contributes 0.  Tied parameters count once, for the
         first module that holds them.
 
     Cost: one forward pass, and one backward pass with parameter gradients per cotangent.
-    Memory: per cotangent, gradients between two trunk tensors; a batch has 1/20 of the free memory or one cotangent.
+    Memory: for each cotangent that is pulled back at the same time, the gradients between two neighboring tensors of
+    the trunk.  The number of these cotangents is chosen so that they take 1/20 of the free memory, but at least one.
 
     Raises:
         ValueError: No trainable parameters, an invalid ``probes``, or a target of length zero (`ZeroOutputError`).
-        FloatingPointError: The gradient of the named parameter is NaN or Inf.  Cotangents are not rescaled between
-            two neighboring trunk tensors, nor between the first and the last use of a tied parameter.
+        FloatingPointError: The gradient of the named parameter is NaN or Inf.  Overflow is possible because cotangents
+            are not rescaled between two neighboring trunk tensors, or between two uses of a tied parameter.
 
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))
@@ -127,7 +129,7 @@ def parameter_gsc(
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ParameterProfile(Profile):
-    """GSC of the parameters of every module to one target: a `Profile` whose rows are modules, without the target.
+    """GSC of the parameters of every module with respect to one target: a `Profile` of modules, without the target.
 
     ``qm_norms``: |T|_qm of each module.
     """

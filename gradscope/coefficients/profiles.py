@@ -37,13 +37,13 @@ class WithIntervals:
     _sample_freedom: FloatArray
 
     def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
-        """Return both ends, as log10 GSC, of intervals that contain each coefficient with probability ``level``.
+        """Return both ends, as log10 GSC, of intervals that contain each GSC with the probability ``level``.
 
-        One batch: the interval is for the coefficient of this batch, and only the probes are random
-        (`gradscope.coefficients.profiles.probe_interval`).  Stream: the interval is for the coefficient of the data
-        set.  Errors of probes and samples add in quadrature, with Student's t and the degrees of freedom of the error
-        due to samples.  Both ends are NaN if the error is unknown, or if the stream has fewer than ten samples (ten
-        batches, if samples are coupled).
+        For one batch, the interval is for the GSC of this batch, and only the probes are random
+        (`gradscope.coefficients.profiles.probe_interval`).  For a stream, the interval is for the GSC of the data set.
+        The errors due to probes and to samples are then added in quadrature, and the quantile is that of Student's t
+        with the degrees of freedom of the error due to samples.  Both ends are NaN if the error is unknown, or if the
+        stream has fewer than ten samples (ten batches, if samples are coupled).
         """
         if not self.streamed:
             return probe_interval(
@@ -57,16 +57,21 @@ class WithIntervals:
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Matrix(WithIntervals):
-    """GSC (squared convention) of every source layer to every target layer; made by `gradscope.gsc_matrix`.
+    """GSC (squared convention) of every source with respect to every target layer; made by `gradscope.gsc_matrix`.
 
-    ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
-    ``log10_values``, ``log10_stderr_probe``, ``log10_stderr_sample``: (sources, targets), NaN if the source is above
-    the target; unknown errors are also NaN.  ``num_probes``: (sources, targets), random probes per batch; 0 if exact.
-    ``relative_error``: the largest relative standard error of a value, due to probes (one batch) or to probes and
-    samples (stream).  ``num_batches``: number of measured batches.  ``streamed``: whether the data were a stream, so
-    that the result is for the data set.  ``stopped``: why a stream ended: "end of data", "rtol reached", "max_samples",
-    "max_seconds" or "interrupted".  ``remarks``: sentences that say what the results
-    depend on, such as random numbers or layers inside branches.
+    - ``sources``, ``targets``: names of the layers in execution order.
+    - ``indices``: number of units of the network before each source.
+    - ``log10_values``: log10 GSC, an array (sources, targets); NaN if the source comes after the target.
+    - ``log10_stderr_probe``, ``log10_stderr_sample``: standard errors of ``log10_values`` due to probes and due to
+      samples, arrays (sources, targets); NaN if unknown.
+    - ``num_probes``: random probes per batch, an array (sources, targets); 0 if exact.
+    - ``relative_error``: the largest relative standard error of a value, due to probes (one batch) or due to probes and
+      samples (stream).
+    - ``num_batches``: number of measured batches.
+    - ``streamed``: whether the data were a stream, so that the result is for the data set.
+    - ``stopped``: why a stream ended: "end of data", "rtol reached", "max_samples", "max_seconds", "2000
+      batches" or "interrupted".
+    - ``remarks``: sentences about what the result depends on, such as random numbers or layers inside branches.
 
     >>> import torch
     >>> import gradscope as gs
@@ -102,14 +107,14 @@ class Matrix(WithIntervals):
     _sample_freedom: FloatArray
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame with 95 % intervals, one row per pair; each target's own row (GSC = 1) comes last."""
+        """Return a tidy frame with 95 % intervals and one row per source and target, sorted by target."""
         low, high = self.interval()
         columns = [self._column(target, low, high) for target in range(len(self.targets))]
         return pd.concat(columns, ignore_index=True)
 
     @property
     def complete(self) -> bool:
-        """False if an interrupt (Ctrl-C) ended the stream."""
+        """False if an interrupt (Ctrl-C) ended the measurement of a stream early, otherwise True."""
         return "interrupted" not in self.stopped
 
     def growth(self, *, margin: float = MARGIN) -> Growth:
@@ -117,7 +122,7 @@ class Matrix(WithIntervals):
         return growth(self, margin=margin)
 
     def rows_to(self, target: str | None = None) -> pd.DataFrame:
-        """Return the rows of `to_frame` with one target; the last one by default."""
+        """Return the rows of `to_frame` with the given target; by default the last target."""
         if target is not None and target not in self.targets:
             raise ValueError(f"There is no target {target!r}; the targets are {', '.join(self.targets)}.")
         return self._column(self.targets.index(target) if target else -1, *self.interval())
@@ -202,7 +207,9 @@ class Matrix(WithIntervals):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Profile(Matrix):
-    """GSC (squared convention) of every layer to one target: a `Matrix` of one column; made by `gradscope.gsc`.
+    """GSC (squared convention) of every layer with respect to one target; made by `gradscope.gsc`.
+
+    It is a `Matrix` with one column, and has the same attributes.  ``profile["name"]`` is the `Estimate` of a layer.
 
     >>> import torch
     >>> import gradscope as gs
@@ -217,12 +224,12 @@ class Profile(Matrix):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names in execution order; the last one is the target."""
+        """Names of the layers in execution order; the last one is the target."""
         return self.sources
 
     @property
     def target(self) -> str:
-        """Name of the target."""
+        """Name of the target layer."""
         return self.targets[0]
 
     @checked

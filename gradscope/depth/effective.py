@@ -46,18 +46,20 @@ AUTO_LAYER = 8
 @checked
 @dataclass(frozen=True)
 class EffectiveDepth:
-    """Contributions to the Jacobian of a network in which the changes of lambda = 0, 1, 2, ... layers act together.
+    """Contributions C^lambda to the Jacobian of a trained network in which the changes of lambda layers act together.
 
-    ``log10_values``: log10 of the share |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch.  ``log10_stderr``: the
-    standard error, over samples if ``num_probes`` is 0, otherwise over probes; NaN if unknown.  ``freedom``: its
-    degrees of freedom, fewer if a few samples dominate (`gradscope.estimates.satterthwaite`).  ``log10_cancellation``:
-    log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the output with respect to the first trunk
-    tensor: 0 if contributions add up, large if they cancel because little of the initial network is left.  ``layers``:
-    units in execution order.  ``log10_changes``: log10 |R_l|_F / |I_l|_F of each unit, -inf if nothing changed.
-    ``log10_changes_stderr``: the standard error over random cotangents.
+    `gradscope.effective_depth` makes this result, and defines C^lambda, I_l and R_l.
+
+    - ``log10_values``: log10 of |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch, for lambda = 0, 1, 2, ...
+    - ``log10_stderr``: their standard errors, over samples if ``num_probes`` is 0, else over probes; NaN if unknown.
+    - ``freedom``: degrees of freedom of these errors, by `gradscope.estimates.satterthwaite`.
+    - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the whole network.
+      Near 0 if the contributions add up; large if they cancel, because little of the initial network is left.
+    - ``layers``: names of the units in execution order.
+    - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
 
     >>> import copy, torch, gradscope as gs
-    >>> model = gs.models.MLP(depth=3, width=4)
+    >>> model = gs.models.MLP(depth=3, width=4, activation="tanh")
     >>> found = gs.effective_depth(model, torch.ones(2, 4), initial=copy.deepcopy(model))  # nothing has been trained
     >>> found.at(), found.layers
     (0, ('layers.0', 'layers.1', 'layers.2'))
@@ -84,15 +86,15 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """Results of `at` for the two ends of `contribution_intervals`; 0 and the largest order if they are unknown."""
+        """Range of the effective depth, from `contribution_intervals`; from 0 to the largest lambda if unknown."""
         low, high = self.contribution_intervals()
         low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
         return _largest(low, tolerance), _largest(high, tolerance)
 
     def contribution_intervals(self) -> tuple[FloatArray, FloatArray]:
-        """Both ends of the 95 % intervals of ``log10_values``, with Student's t; NaN if the error is unknown.
+        """Both ends of the 95 % intervals (Student's t) of ``log10_values``; NaN if the error is unknown.
 
-        An exact result of coupled samples holds for this batch alone, and both ends are equal.
+        An exact result for coupled samples holds for this batch alone; both ends are then equal.
         """
         error = np.nan_to_num(self.log10_stderr) if self.coupled and not self.num_probes else self.log10_stderr
         margin = error * special.stdtrit(self.freedom, 0.975)
@@ -100,19 +102,21 @@ class EffectiveDepth:
 
     @property
     def log10_independent(self) -> FloatArray:
-        """What ``log10_values`` would be if the directions of all I_l and R_l were independent of each other.
+        """Prediction of ``log10_values`` if the Jacobians and changes of all layers had independent directions.
 
-        Squares then add up: E|C^lambda|_F^2 / E|J|_F^2 = sum over sets S of lambda layers of the product of
-        p_l = |R_l|^2 / (|I_l|^2 + |R_l|^2) for l in S and of 1 - p_l for the others.  The recurrence
-        e^lambda_l = (1 - p_l) e^lambda_(l-1) + p_l e^(lambda-1)_(l-1) gives this sum.
+        Squares then add up.  Let p_l = |R_l|^2 / (|I_l|^2 + |R_l|^2) be the probability that layer l belongs to a
+        random set.  E|C^lambda|_F^2 / E|J|_F^2 is the probability e^lambda_L that the set has lambda of the L layers:
+        e^lambda_l = (1 - p_l) e^lambda_(l-1) + p_l e^(lambda-1)_(l-1).
         """
         halves = symmetric_logarithms(2 * math.log(10) * self.log10_changes) / 2
         values: FloatArray = (halves - np.logaddexp.reduce(halves)) / math.log(10)
         return values
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy frame: ``contribution`` and ``independent_contribution`` (layer "network", ``index`` is lambda),
-        ``cancellation``, and ``change`` of each unit."""
+        """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
+
+        The first two have one row per lambda, which is the ``index``.  A ``change`` has one row per unit.
+        """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
         whole = {**terms, "index": 0}
@@ -149,17 +153,16 @@ def effective_depth(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> EffectiveDepth:
-    """Contributions of 0, 1, 2, ... trained layers to the Jacobian of a network, and its effective depth.
+    """Effective depth of a trained network: the largest number of layers whose changes act together in its Jacobian.
 
     Let J_l be the Jacobian of unit l at the present input of this unit, I_l the Jacobian of the same unit at the same
     input but with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all
-    I_l + R_l.  Multiply it out: C^lambda is the sum of the terms with exactly lambda factors R_l.  All C^lambda add up
-    to J.  A recurrence computes them:
+    I_l + R_l.  C^lambda is the sum of all terms of this product with exactly lambda factors R_l, by the recurrence
 
         C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1)
 
-    It is applied to cotangents, from the output to the input.
-    ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
+    The recurrence is applied to cotangents, from the output to the input.  All C^lambda add up to J.  The effective
+    depth ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
 
     Arguments:
         model: Any trained module; it is not changed.
@@ -167,8 +170,8 @@ def effective_depth(
         data, forward: As for `gradscope.gsc`; ``data`` must be one batch.
         probes, generator: As for `gradscope.nlc`.
 
-    Cost: three forward passes, and per cotangent two backward passes and one more per trained unit.
-    Memory: two graphs, and one cotangent for every lambda.
+    Cost: three forward passes.  Each cotangent needs two backward passes, and one more per trained unit.  Memory: two
+    graphs, and one cotangent for every lambda.
 
     Raises:
         ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the
@@ -176,7 +179,7 @@ def effective_depth(
         FloatingPointError: A gradient is NaN or Inf; the message names the unit.
 
     >>> import copy, torch, gradscope as gs
-    >>> model = gs.models.MLP(depth=3, width=4)
+    >>> model = gs.models.MLP(depth=3, width=4, activation="tanh")
     >>> initial = copy.deepcopy(model)
     >>> with torch.no_grad():
     ...     _ = model.layers[1].linear.weight.mul_(2)  # as if training had changed one layer

@@ -39,7 +39,10 @@ def taylor_losses(
     loss_fn: LossFunction,
     forward: Forward | None = None,
 ) -> pd.DataFrame:
-    """Mean loss of a trained network with its last 0, 1, 2, ... units replaced by one first-order expansion.
+    """Mean loss of a trained network with its last n units linearized in their parameters, for n = 0, 1, 2, ...
+
+    The output is expanded to first order in the change of the parameters of these n units, from ``initial`` to their
+    trained values.  The other units keep their trained parameters.
 
     Arguments:
         model, initial: As for `gradscope.effective_depth`.
@@ -48,14 +51,15 @@ def taylor_losses(
     Returns:
         A tidy frame of quantity ``taylor_loss``.  ``index`` is the number of replaced units that have parameters, and
         ``layer`` is the first of them in execution order ("none" for 0).  ``stderr_sample`` is the standard error of
-        the mean over samples, as if they were independent.  A parameter that several units share belongs to the first
-        of these units, so it keeps its present value until all of them are replaced.
+        the mean over samples, as if they were independent.  A parameter that several units share keeps its trained
+        value until all of these units are replaced.
 
-    Cost: for each unit, one forward pass with twice the work of a normal one (forward-mode differentiation).
+    Cost: for each unit, one forward pass with forward-mode differentiation, which takes twice the work of a normal
+    pass.
 
     Raises:
         ValueError: ``initial`` is another model, no unit has parameters, or the losses do not have shape (B,).
-        NotImplementedError: torch has no forward-mode derivative of an operation.
+        NotImplementedError: torch has no forward-mode derivative of an operation in the model.
 
     >>> import copy, torch, gradscope as gs
     >>> model = gs.models.MLP(depth=2, width=3)

@@ -27,11 +27,14 @@ class Origin(Enum):
 class Layer:
     """One tensor of the forward pass, named after the module call that made it.
 
-    ``name``: the module's name, with ``#2``, ``#3`` for further calls and ``[1]``, ``[2]`` for further outputs.
-    ``origins``: every name of the tensor, and where this name comes from.  ``call``: number of the module's call.
-    ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.  ``bytes``: its memory.
-    ``modified``: whether an in-place operation overwrote the tensor later (the layer describes the old values).
-    ``on_trunk``: whether the tensor is on the trunk.
+    - ``name``: the module's name, with ``#2``, ``#3`` for further calls and ``[1]``, ``[2]`` for further outputs.
+    - ``origins``: a dict from every name of the tensor to the origin of this name.
+    - ``call``: number of the module's call.
+    - ``index``: place of the tensor in execution order; the input is 0.
+    - ``shape``: shape for the whole batch, samples first.
+    - ``bytes``: memory of the tensor.
+    - ``modified``: whether an in-place operation overwrote the tensor later.  The layer describes the old values.
+    - ``on_trunk``: whether every path from the input to the target passes through the tensor.
 
     >>> import torch, gradscope as gs
     >>> layer = gs.capture(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh()), torch.ones(2, 3)).layers[1]
@@ -72,21 +75,21 @@ class Layer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name of this tensor."""
+        """Every name of this tensor; one tensor can be the output of several modules."""
         return tuple(self.origins)
 
     @property
     def size(self) -> int:
-        """Number of real numbers in the whole batch, B times d; a complex number is two."""
+        """Number of real numbers in the tensor for the whole batch; a complex number counts as two."""
         return torch.Size(self.shape).numel() * (2 if self.dtype.is_complex else 1)
 
     @property
     def real_dtype(self) -> torch.dtype:
-        """The dtype of its real numbers."""
+        """The dtype of the real numbers in the tensor, for example float32 for complex64."""
         return self.dtype.to_real()
 
     def called(self, name: str) -> Layer:
-        """The same layer under another of its names."""
+        """Return the same layer under another one of its ``names``."""
         return self if name == self.name else Layer(**(vars(self) | {"name": name}))
 
 

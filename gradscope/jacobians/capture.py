@@ -26,12 +26,16 @@ from gradscope.jacobians.jacobian import Jacobian
 
 @dataclass(frozen=True)
 class Capture(Recording):
-    """One recorded forward pass.  The autograd graph stays in memory as long as this object.
+    """One recorded forward pass, made by `gradscope.capture`.  Its autograd graph stays in memory with this object.
 
-    ``reached``: recorded tensors that the target depends on, in execution order.  ``layers``: those of them that the
-    option ``layers=`` chose.  ``units``: the layers of a default profile.  ``target``: output, losses or named layer.
-    ``graph``: cut vertices of the autograd graph.  ``elsewhere``: names of recorded tensors on which the target does
-    not depend.  The other fields are those of the `Recording`.
+    - ``target``: the layer whose Jacobians are studied: the output, the losses or a named layer.
+    - ``reached``: recorded tensors that the target depends on, in execution order.
+    - ``layers``: those of the tensors in ``reached`` that the option ``layers=`` chose.
+    - ``units``: the layers that are the rows of `gradscope.gsc` by default.
+    - ``elsewhere``: names of recorded tensors on which the target does not depend.
+    - ``graph``: cut vertices of the autograd graph, through which every path from the input to the target passes.
+
+    The other fields are those of `gradscope.forward.recorder.Recording`.
 
     >>> import torch, gradscope as gs
     >>> captured = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(2, 4))
@@ -48,7 +52,7 @@ class Capture(Recording):
 
     @property
     def trunk(self) -> tuple[Layer, ...]:
-        """Layers through which every path from the input to the target passes."""
+        """The layers through which every path from the input to the target passes."""
         return tuple(layer for layer in self.layers if layer.on_trunk)
 
     @cached_property
@@ -60,9 +64,9 @@ class Capture(Recording):
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences that say what results depend on: normalization statistics, random numbers, the output measured.
+        """Sentences about what the results depend on: normalization statistics, random numbers, which output was used.
 
-        They also say where functional code makes several blocks one row, and which embeddings are frozen.
+        Further sentences say which blocks share one row because of functional code, and which embeddings are frozen.
         """
         blocks = merged(self.replay.modules, self.reached, self.units, self.graph)
         frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
@@ -92,12 +96,12 @@ class Capture(Recording):
         return Jacobian(from_layer, to_layer, self.replay)
 
     def check_target(self, target: Layer, source: Layer) -> None:
-        """Raise ValueError if hooks of a module around the target make its Jacobian depend on earlier passes."""
+        """Raise ValueError if backward hooks of modules around the target make Jacobians depend on earlier passes."""
         if target.index != self.target.index and any(module._backward_hooks for module in self.replay.modules.values()):
             check_inside(self.graph.edges[-1], target.edge, source.edge, target.name)
 
     def describe(self) -> Description:
-        """What was recorded, how cotangents are pulled back, and what was not recorded."""
+        """Return a `Description`: what was recorded, what was not recorded and why, and how gradients are computed."""
         return describe(self)
 
 
@@ -111,19 +115,19 @@ def capture(
     loss_fn: LossFunction | None = None,
     target: str | None = None,
 ) -> Capture:
-    """The recorded forward pass of ``model`` on ``data``, with its layers, trunk and graph.
+    """Run and record one forward pass of ``model`` on ``data``; the result gives layers and Jacobians between them.
 
     Arguments:
         model: Any module; it is not changed.
         data: A tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
-        layers: Which layers to keep, as in `gradscope.gsc`.  Default: all.
+        layers: Which layers the attribute ``layers`` contains, as in `gradscope.gsc`.  Default: all.
         forward, loss_fn, target: As in `gradscope.gsc`.
 
     Raises:
         ValueError, TypeError: See `gradscope.forward.recorder.record` and `gradscope.forward.inputs.as_batch`; every
             message says what is wrong and what to do.
 
-    Cost: one forward pass; eight backward passes of one cotangent if a module has backward hooks.
+    Cost: one forward pass.  If a module has backward hooks, also eight backward passes of one cotangent.
 
     >>> import torch, gradscope as gs
     >>> captured = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(3, 4))

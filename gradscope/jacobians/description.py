@@ -22,14 +22,21 @@ NEVER_CALLED = "never called"
 
 @dataclass(frozen=True)
 class Description:
-    """A frame with one row per recorded tensor and per module call whose output was not recorded, and notes.
+    """What a forward pass recorded and what it did not: ``frame``, and ``notes``, sentences about the whole pass.
 
-    Columns: ``layer``, ``aliases``, ``call``, ``shape``, ``dtype``, ``on_trunk``, ``unit`` (whether a
-    default profile contains the layer), ``fired`` (whether the module was called), ``left_out`` (why the output was
-    not recorded; missing for a recorded tensor), ``modified`` (overwritten in place
-    later; the earlier values are measured), ``batch_norm`` (statistics that batch normalization used: "batch" or
-    "running"), ``dropout`` (whether dropout was active), ``backward`` (how cotangents are pulled back to this layer of
-    the trunk: together by "vmap", or one by one in a "loop") and ``bytes`` of the tensor.
+    The frame has one row per recorded tensor, and one row per module call whose output was not recorded.  Its columns:
+
+    - ``layer``, ``aliases``: name of the tensor, and its other names.
+    - ``call``, ``shape``, ``dtype``, ``bytes``: number of the module's call; shape, dtype and memory of the tensor.
+    - ``on_trunk``: whether every path from the input to the target passes through the tensor.
+    - ``unit``: whether the tensor is a row of `gradscope.gsc` by default.
+    - ``fired``: whether the module was called.
+    - ``left_out``: why the output was not recorded; missing for a recorded tensor.
+    - ``modified``: whether the tensor was overwritten in place later.  The earlier values are measured.
+    - ``batch_norm``: which statistics batch normalization used, "batch" or "running".
+    - ``dropout``: whether dropout was active.
+    - ``backward``: for tensors on the trunk, whether cotangents are pulled back together ("vmap") or one by one
+      ("loop").
 
     >>> import torch, gradscope as gs
     >>> found = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(2, 4)).describe()
@@ -41,7 +48,7 @@ class Description:
     notes: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """The frame without the notes."""
+        """Return the frame, without the notes."""
         return self.frame
 
     def __str__(self) -> str:

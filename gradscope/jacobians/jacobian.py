@@ -21,11 +21,12 @@ from gradscope.probes import sphere
 
 
 class Jacobian(LinearOperator):
-    """Jacobian of layer ``target`` with respect to layer ``source``, over the whole flattened batch.
+    """Jacobian J of layer ``target`` with respect to layer ``source``, over the whole flattened batch, as an operator.
 
-    Shape (B d_target) x (B d_source).  A product with J^T costs one backward pass between the layers.  A product with
-    J costs two, because it is the derivative of a product with J^T.  ``source`` and ``target``: the layers.  The
-    vectors are real: of a complex layer, real and imaginary part of each number in turn.
+    J has the shape (B d_target) x (B d_source), where B is the batch size and d the size of a layer for one sample.  A
+    product with J^T costs one backward pass between the layers.  A product with J costs two, because it is the
+    derivative of a product with J^T.  All vectors are real: a complex number of a layer is two entries, its real and
+    its imaginary part.
 
     >>> import gradscope as gs
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)).double()
@@ -54,7 +55,7 @@ class Jacobian(LinearOperator):
         super().__init__((target.size, source.size), *products, target.real_dtype, target.device)
 
     def dense(self) -> Tensor:
-        """The matrix, computed row by row.  Cost: B d_target backward passes, vectorized."""
+        """Return J as a matrix.  Cost: B d_target backward passes, one per row, vectorized."""
         if self.source.index == self.target.index:
             return torch.eye(self.shape[0], dtype=self.dtype, device=self.device)
         rows, pull_back = [], PullBack()
@@ -70,9 +71,11 @@ class Jacobian(LinearOperator):
         return torch.cat(rows)
 
     def linearize(self) -> Affine:
-        """The affine map dx -> J dx + f at the recorded point; it differs from the network by O(|dx|^2).
+        """Return the first-order expansion of the target at the recorded values of the source, dx -> J dx + f.
 
-        Cost: one forward pass without gradients, for the value f of the target.
+        f is the recorded value of the target.  The error of the expansion is O(|dx|^2) for a change dx of the source.
+
+        Cost: one forward pass without gradients.
 
         Raises:
             ValueError: A second forward pass does not reproduce the target, because the model has a state that changes.
@@ -123,7 +126,9 @@ def _pushed(source: Layer, target: Layer, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Affine:
-    """dx -> J dx + f(x), the first-order expansion of a layer.  ``value``: f(x), in the shape of the target.
+    """First-order expansion of a layer f around x: a function that maps a change dx to J dx + f(x).
+
+    ``jacobian``: the Jacobian J at x.  ``value``: f(x), in the shape of the target.
 
     >>> import gradscope as gs
     >>> layer, x, dx = torch.nn.Linear(3, 2).double(), torch.ones(1, 3).double(), torch.full((1, 3), 0.5).double()

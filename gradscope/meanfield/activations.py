@@ -19,10 +19,10 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 @checked
 @dataclass(frozen=True)
 class Activation:
-    """An activation phi with its derivative phi', both elementwise on float64 arrays.
+    """An activation function phi with its derivative phi', both elementwise on float64 arrays.
 
-    ``kinks`` are the points where phi or phi' is not smooth; quadrature splits its panels there.  Where phi jumps, phi'
-    is the derivative almost everywhere, as automatic differentiation has it.
+    ``kinks`` are the points where phi or phi' is not smooth; quadrature splits its panels there.  Where phi jumps, the
+    jump is ignored in phi', as in automatic differentiation.
 
     >>> phi = NAMED["relu"]
     >>> phi(np.array([1.0, 2.0])), phi.derivative(np.array([-1.0, 2.0])), phi.kinks
@@ -40,7 +40,7 @@ class Activation:
 
     @cached_property
     def jumps(self) -> tuple[float, ...]:
-        """The kinks at which phi itself jumps."""
+        """Those of the kinks at which phi itself is discontinuous."""
         return tuple(kink for kink in self.kinks if jumps_at(self.function, kink))
 
 
@@ -91,15 +91,16 @@ NAMED: dict[str, Activation] = {
 
 @checked
 def as_activation(given: ActivationLike, kinks: tuple[Finite, ...] = ()) -> Activation:
-    """The `Activation` for a name, for a callable on arrays, or for an `Activation` (returned unchanged).
+    """Return the `Activation` for a name or for a callable on arrays; an `Activation` is returned unchanged.
 
-    A callable must return float64.  It is differentiated by differences, with an error of about 1e-10.  Its kinks are
-    searched for on [-512, 512], at distances of 5e-4 (up to 16) and 0.02 (beyond).  ``kinks`` names further ones.
+    A callable must return float64.  It is differentiated by finite differences, with an error of about 1e-10.  Its
+    kinks are searched on [-512, 512], on a grid with steps of 5e-4 (up to |h| = 16) and 0.02 (beyond).  ``kinks`` gives
+    further ones.
 
     Raises:
         ValueError: The name is unknown; or the callable does not take arrays, is not elementwise, does not return
-            float64, or is not finite on [-8, 7]; or ``kinks`` come without a callable.  Later: the derivative is needed
-            at a point where differences of different steps disagree, because a kink was not found.
+            float64, or is not finite on [-8, 7]; or ``kinks`` are given without a callable.  Later, when the derivative
+            is needed at a point where finite differences of different steps disagree, because a kink was not found.
 
     Cost: 130,000 evaluations of a callable.
 

@@ -65,19 +65,23 @@ def softmax_moments(variance: FloatArray, keys: FloatArray) -> SoftmaxMoments:
 
 
 class RandomAttention(NamedTuple):
-    """``mean_square`` of the output of attention, relative to that of its values; ``overlap`` of two outputs.
+    """Mean square and overlap of the outputs of attention over random tokens, as `random_attention` returns them.
 
     >>> random_attention(0.5, beta=0)  # without scores, every output is the mean of all values
     RandomAttention(mean_square=0.5, overlap=1.0)
     """
 
     mean_square: float
+    """Mean square of the output, divided by that of the values."""
     overlap: float
+    """Overlap (cosine) of two outputs."""
 
 
 @checked
 def critical_score(overlap: Probability) -> float:
-    """The score scale beta_c = sqrt(2 / (1 - overlap)) beyond which attention over infinitely many keys picks a few.
+    """Critical scale of attention scores, sqrt(2 / (1 - overlap)): above it, a few of infinitely many keys dominate.
+
+    Scores have variance beta^2 ln(keys), and ``overlap`` is that of the tokens, as for `random_attention`.
 
     >>> critical_score(0.5)
     2.0
@@ -87,15 +91,17 @@ def critical_score(overlap: Probability) -> float:
 
 @checked
 def random_attention(overlap: Probability, beta: Scores, keys: float = math.inf) -> RandomAttention:
-    """Length and overlap of the outputs of attention over ``keys`` tokens of equal length and overlap p.
+    """Mean square and overlap of the outputs of attention, if all tokens have equal length and all pairs equal overlap.
 
-    Scores have variance beta^2 ln(keys); standard scores, of variance 1, have beta = 1 / sqrt(ln(keys)).  With Y =
-    E[sum A^2] for one query, and Y' = E[sum A A'] for two queries of overlap p,
+    The overlap (cosine) of two tokens is p = ``overlap``.  Scores have variance beta^2 ln(keys), so scores of variance
+    1 have beta = 1 / sqrt(ln(keys)).  A are the attention weights of one query, and A' those of another query of
+    overlap p.  With Y = E[sum A^2] and Y' = E[sum A A'],
 
         mean square   p + (1 - p) Y, relative to the values;   overlap   (p + (1 - p) Y') / (p + (1 - p) Y)
 
-    For infinitely many keys, Y = max(0, 1 - beta_c / beta) and Y' = 0 (random energy model).  For finitely many keys Y
-    is exact, and Y' = e^(x p) / (keys - 1 + e^(x p)), where x is such that Y' = Y at p = 1.
+    For infinitely many keys, Y = max(0, 1 - beta_c / beta) with beta_c = `critical_score`, and Y' = 0 (random energy
+    model).  For finitely many keys, Y is exact, and Y' = e^(x p) / (keys - 1 + e^(x p)), where x is such that Y' = Y at
+    p = 1.
 
     Raises:
         ValueError: There is less than one key, or scores have a standard deviation above 20.

@@ -28,10 +28,14 @@ from gradscope.meanfield.quadrature import ACCURACY, FloatArray, sphere_pair
 
 @dataclass(frozen=True)
 class BatchMoments:
-    """Expectations over the normalized pre-activations y of a batch, as `batch_moments` returns them.
+    """Expectations of an activation phi after batch normalization with batch size B; made by `batch_moments`.
 
-    ``square``: E[phi(y)^2].  ``product``: E[phi(y_1) phi(y_2)] for two samples.  ``centred``: E Tr[P D G D] / (B - 1).
-    ``independent``: E Tr[P D^2] / B.  ``inflation``: B / (B - 3).  The module's docstring defines P, D and G.
+    y are the normalized pre-activations of one neuron for the batch.  The expectations are over wide random networks.
+
+    - ``square``: E[phi(y_b)^2] for one sample b.  ``product``: E[phi(y_b) phi(y_c)] for two samples b and c.
+    - ``centred``: E Tr[P D G D] / (B - 1).  ``independent``: E Tr[P D^2] / B.  Here D = diag phi'(y), G is the
+      centering matrix, and P = G - y y^T / B.  The growth of a squared gradient depends on these two traces.
+    - ``inflation``: B / (B - 3).
 
     >>> round(batch_moments("linear", 5).rate, 4), batch_moments("linear", 5).inflation
     (1.5, 2.5)
@@ -45,22 +49,22 @@ class BatchMoments:
 
     @property
     def varies(self) -> bool:
-        """Whether the variance of an activation, square - product, has eight digits after the subtraction."""
+        """Whether the variance of activations, square - product, is more than rounding error."""
         return self.square - self.product > ACCURACY * self.square
 
     @property
     def rate(self) -> float:
-        """Growth of GSC per layer deep inside a network without biases, for any weight variance."""
+        """Growth factor of GSC per layer, deep inside a network without biases; the weight variance does not matter."""
         return self.inflation * self.centred / (self.square - self.product)
 
 
 @checked
 def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments:
-    """The `BatchMoments` of an activation for a batch of ``batch_size`` samples, or of infinitely many (``math.inf``).
+    """Return expectations of an activation after batch normalization with ``batch_size``, which may be ``math.inf``.
 
     Raises:
         ValueError: ``batch_size`` is below 4 (infinite mean squared gradient), the activation is constant, or an
-            expectation is not known to 1e-8.
+            expectation is not known with an error below 1e-8.
 
     >>> moments = batch_moments("relu", 100)
     >>> round(moments.square, 4), round(moments.rate, 4)

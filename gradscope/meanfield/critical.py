@@ -24,7 +24,10 @@ from gradscope.meanfield.quadrature import FloatArray
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """Variances sigma_w^2 and sigma_b^2 that give the requested chi_1, and the resulting fixed point q* of the length.
+    """Weight and bias variance at which squared gradients grow by a requested factor; made by `critical_point`.
+
+    ``weight_variance``: sigma_w^2.  ``bias_variance``: sigma_b^2.  ``length``: q*, the mean square of pre-activations
+    in deep layers.
 
     >>> critical_point("linear")
     CriticalPoint(weight_variance=1.0, bias_variance=0.0, length=1.0)
@@ -37,11 +40,13 @@ class CriticalPoint:
 
 @checked
 def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0, chi: Positive = 1.0) -> CriticalPoint:
-    """The point where chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] equals ``chi``, for a given bias variance.
+    """Return the weight variance at which squared gradients grow by the factor ``chi`` per layer, for a bias variance.
 
-    All points satisfy sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a
-    homogeneous activation (ReLU, linear) has such a point at every length, and q* = 1 is returned.  Without biases,
-    most other activations have one only for q* -> 0, with sigma_w^2 = chi / phi'(0)^2; the returned length is 0.
+    The growth factor is chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] for z ~ N(0, 1), at the fixed point q* of the
+    pre-activation variance.
+    So sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a homogeneous activation
+    (ReLU, linear) has a solution at every q*, and the one with q* = 1 is returned.  Without biases, most other
+    activations have a solution only for q* -> 0.  It is sigma_w^2 = chi / phi'(0)^2, and the returned ``length`` is 0.
 
     Raises:
         ValueError: ``bias_variance`` is negative, ``chi`` is not positive, the slope is 0, or there is no such point.
@@ -98,9 +103,10 @@ def _steep(phi: Activation, q: float) -> float:
 
 @checked
 def critical_line(activation: ActivationLike, lengths: Row | None = None) -> list[CriticalPoint]:
-    """The points with chi_1 = 1, one per length q*; lengths that would need a negative bias variance are left out.
+    """For each of the given ``lengths``, the weight and bias variances at which gradients neither grow nor shrink.
 
-    ``lengths`` defaults to 60 values between 1e-4 and 10.
+    At such a `CriticalPoint`, chi_1 = 1, and the given length is the fixed point q*.  A length whose bias variance
+    would be negative is left out.  ``lengths`` defaults to 60 values between 1e-4 and 10.
 
     Raises:
         ValueError: No length has a critical point.
@@ -122,7 +128,7 @@ def critical_line(activation: ActivationLike, lengths: Row | None = None) -> lis
 
 @checked
 def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance: Nonnegative = 0.0) -> float:
-    """The gain g at which squared gradients grow by the factor ``rate`` per layer.
+    """Return the gain g of the weights at which squared gradients grow by the factor ``rate`` per layer.
 
     Weights then have standard deviation g / sqrt(fan_in), so g^2 is the weight variance of `critical_point`.
 
@@ -134,9 +140,11 @@ def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance:
 
 @dataclass(frozen=True)
 class PhaseDiagram:
-    """chi_1 and the length q* at the fixed point, on a grid of variances, as `phase_diagram` returns them.
+    """Growth factors of gradients and lengths of pre-activations on a grid of variances; made by `phase_diagram`.
 
-    Entry ``[i, j]`` belongs to ``weight_variances[i]`` and ``bias_variances[j]``; NaN if lengths grow without bound.
+    ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the
+    variance of pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.
+    It is NaN if the variance of pre-activations grows without bound.
 
     >>> phase_diagram("tanh", [1.0, 2.0], [0.1]).length.round(3).tolist()
     [[0.295], [0.815]]
@@ -151,12 +159,15 @@ class PhaseDiagram:
 
 @checked
 def phase_diagram(activation: ActivationLike, weight_variances: Row, bias_variances: Row) -> PhaseDiagram:
-    """chi_1 and q* for all pairs of variances.  Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).
+    """Growth factor chi_1 of squared gradients per layer, for all pairs of a weight and a bias variance.
 
-    Cost: about 25 evaluations of the length map on the whole grid.
+    Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).  chi_1 is computed at the fixed point q* of
+    the variance of pre-activations, which is also returned.
+
+    Cost: about 25 evaluations of `MeanField.length` on the whole grid.
 
     Raises:
-        ValueError: A variance is negative or not finite, or an expectation is not known to 1e-8.
+        ValueError: A variance is negative or not finite, or an expectation is not known with an error below 1e-8.
 
     >>> phase_diagram("tanh", [0.5, 1.0, 2.0], [0.0, 0.1]).chi_1.round(3)
     array([[0.5  , 0.393],

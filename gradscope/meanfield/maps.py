@@ -24,9 +24,11 @@ SHORT = 1e-16  # this length stands for the limit of vanishing lengths
 @checked
 @dataclass(frozen=True)
 class MeanField:
-    """The mean-field maps of one layer h -> W phi(h) + b of infinite width.
+    """Mean-field theory of one infinitely wide layer h -> W phi(h) + b: variances, correlations and gradients.
 
-    Every method raises ValueError where an expectation is not known to 1e-8 (relative to that of the absolute value).
+    Here phi is the activation, and W and b are random.  q is the variance of the pre-activations h of a sample, and c
+    the correlation between the pre-activations of two samples.  z is N(0, 1).  Every method raises ValueError if an
+    expectation E[f] is not known with an error below 1e-8 E[|f|].
 
     Arguments:
         activation: A name, a callable on arrays, or an `Activation`.
@@ -64,25 +66,28 @@ class MeanField:
         return second_moment(self.activation, q) / self.keep
 
     def length(self, q: Lengths) -> FloatArray:
-        """The length map: variance of the next layer's pre-activations, sigma_w^2 E[phi^2] / keep + sigma_b^2."""
+        """Variance of the next layer's pre-activations, sigma_w^2 E[phi^2] / keep + sigma_b^2 (the length map)."""
         return self.weight_variance * self.mean_square(q) + self.bias_variance
 
     def covariance(self, q: Nonnegative, c: Cosine) -> float:
-        """Covariance of the next layer's pre-activations between two samples, with independent dropout masks."""
+        """Covariance between the next layer's pre-activations of two samples, with independent dropout masks."""
         phi = self.activation
         product = gaussian_pair(phi.function, phi.function, math.sqrt(q), c, phi.kinks)
         return self.weight_variance * product + self.bias_variance
 
     def correlation(self, q: Nonnegative, c: Cosine) -> float:
-        """The correlation map: the next layer's correlation between samples that have variance q and correlation c."""
+        """Correlation between the next layer's pre-activations of two samples (the correlation map)."""
         return self.covariance(q, c) / float(self.length(q))
 
     def chi(self, q: Lengths) -> FloatArray:
-        """Growth of a squared gradient backward through the layer, chi_1(q) = sigma_w^2 E[phi'(sqrt(q) z)^2] / keep."""
+        """Growth factor of squared gradients through the layer, chi_1(q) = sigma_w^2 E[phi'(sqrt(q) z)^2] / keep."""
         return self.weight_variance * slope_moment(self.activation, q) / self.keep
 
     def chi_c(self, q: Nonnegative, c: Cosine) -> float:
-        """Slope of the correlation map, sigma_w^2 E[phi'(u) phi'(v)] q / q', where q' is the next layer's variance.
+        """Slope of the `correlation` map at c: the growth factor of a small difference between two correlations.
+
+        It is sigma_w^2 E[phi'(u) phi'(v)] q / q', where u and v have variance q and correlation c, and q' is the next
+        layer's variance.
 
         Raises:
             ValueError: The activation jumps.  The slope then has a part that the derivative of phi does not contain.
@@ -97,12 +102,12 @@ class MeanField:
         return self.weight_variance * slope * q / float(self.length(q))
 
     def fixed_length(self, start: Nonnegative = 1.0) -> float:
-        """The stable fixed point q* that the length map reaches if it is iterated from ``start``.
+        """The fixed point q* that the variance of pre-activations reaches over many layers from ``start``.
 
-        The result is 0 if lengths vanish, and ``start`` if every length is a fixed point.
+        The result is 0 if the variance vanishes, and ``start`` if every variance is a fixed point.
 
         Raises:
-            ValueError: Lengths grow without bound.
+            ValueError: The variance grows without bound.
 
         >>> round(MeanField("tanh", 2.0).fixed_length(), 4)
         0.618
@@ -119,7 +124,7 @@ class MeanField:
         return float(length)
 
     def fixed_correlation(self, q: Nonnegative | None = None) -> float:
-        """The stable fixed point c* <= 1 of the correlation map at variance ``q`` (default: q*)."""
+        """The correlation c* that two samples reach over many layers at variance ``q`` (default: `fixed_length`)."""
         q = self.fixed_length() if q is None else q
         smooth = not self.activation.jumps  # a jump makes the slope at c = 1 infinite
         if q == 0 or (smooth and self.keep == 1 and float(self.chi(q)) * q / float(self.length(q)) <= 1):
@@ -134,7 +139,7 @@ class MeanField:
         return 1.0 if high is None else float(scipy.optimize.brentq(excess, 0.0, high, xtol=1e-14))
 
     def depth_scales(self) -> DepthScales:
-        """The fixed point, slopes there, and the depths over which signals and gradients change by a factor of e."""
+        """Return the fixed points, and the depths over which signals and gradients change by a factor of e."""
         q = self.fixed_length()
         c = self.fixed_correlation(q)
         if q == 0:
@@ -151,10 +156,14 @@ class MeanField:
 @checked
 @dataclass(frozen=True)
 class DepthScales:
-    """Fixed point (``length`` q*, ``correlation`` c*), slopes ``chi_1``, ``chi_c``, and depth scales in layers.
+    """Depths, in layers, over which signals and gradients change by a factor of e; made by `MeanField.depth_scales`.
 
-    ``gradient``: xi = -1 / ln chi_1, negative if gradients explode.  ``correlations``: xi_c = -1 / ln chi_c, the depth
-    over which two inputs stay distinguishable.  ``lengths``: the same for lengths.  xi, xi_c: infinite if chi_1 = 1.
+    - ``length``, ``correlation``: fixed points q* of the variance and c* of the correlation of pre-activations.
+    - ``chi_1``: growth factor of squared gradients per layer, at the fixed point.
+    - ``chi_c``: growth factor of the distance from c* per layer, the slope of the correlation map.
+    - ``gradient``: -1 / ln chi_1, negative if gradients explode, infinite if chi_1 = 1.
+    - ``correlations``: xi_c = -1 / ln chi_c, the depth over which two inputs stay distinguishable.
+    - ``lengths``: the depth over which the distance from q* shrinks by a factor of e.
 
     >>> scales = MeanField("tanh", 1.69, bias_variance=0.09).depth_scales()
     >>> round(scales.length, 3), round(scales.chi_1, 3), round(scales.gradient, 1), round(scales.trainable_depth())
@@ -170,7 +179,7 @@ class DepthScales:
     lengths: float
 
     def trainable_depth(self, multiple: Nonnegative = 6.0) -> float:
-        """Largest trainable depth, ``multiple`` * xi_c; Schoenholz et al. (2017) found a multiple of about 6."""
+        """Estimate of the largest trainable depth, ``multiple`` * xi_c; Schoenholz et al. (2017) found about 6."""
         return multiple * self.correlations
 
 

@@ -24,11 +24,12 @@ MOST_SAMPLES = 100_000  # of a batch, because sign diversity is a sum over the b
 @checked
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer f_l = phi(norm(W f_{l-1} + b)), or one residual block skip f_{l-1} + V phi(norm(W f_{l-1} + b)).
+    """Description of a layer f_l = phi(norm(W f_{l-1} + b)) or of a residual block, as input of `predict`.
 
-    With ``branch_variance`` the spec describes a block.  Weights have variance ``weight_variance`` / fan_in in W and
-    ``branch_variance`` / fan_in in V.  For a block without W, skip f_{l-1} + V phi(norm(f_{l-1})), set
-    ``weight_variance`` to 1.  `LayerSpec.of` checks its arguments, and accepts the names of activations.
+    If ``branch_variance`` is given, it describes the block f_l = ``skip_weight`` f_{l-1} + V phi(norm(W f_{l-1} + b)).
+    Weights have variance ``weight_variance`` / fan_in in W, and ``branch_variance`` / fan_in in V.  For a block without
+    W, f_l = ``skip_weight`` f_{l-1} + V phi(norm(f_{l-1})), set ``weight_variance`` to 1.  Make it with `LayerSpec.of`,
+    which checks the arguments and accepts names of activations.
 
     >>> LayerSpec.of("relu", 2.0, norm="batch").activation.name
     'relu'
@@ -47,7 +48,7 @@ class LayerSpec:
         cls, activation: ActivationLike, weight_variance: Nonnegative, bias_variance: Nonnegative = 0.0,
         norm: str = "none", branch_variance: Nonnegative | None = None, skip_weight: Finite = 1.0,
     ) -> LayerSpec:  # fmt: skip
-        """A checked `LayerSpec` from an activation's name, a callable on arrays, or an `Activation`."""
+        """Return a checked `LayerSpec`; ``activation`` is a name, a callable on arrays, or an `Activation`."""
         check_choice("norm", norm, NORMS)
         mean_field = MeanField(activation, weight_variance, bias_variance)
         phi = mean_field.activation
@@ -58,10 +59,12 @@ class LayerSpec:
 class Prediction:
     """Mean-field predictions for the input and the L layers of a network, as `predict` returns them.
 
-    ``log10_gsc`` (L + 1,): log10 GSC from the input and from each layer to the last layer, reduction "batch".
-    ``mean_square`` (L + 1,): mean square of an entry.  ``correlation`` (L + 1,): correlation between samples.
-    ``preactivation_variance`` (L,): variance q of W f + b, before any norm.  ``preactivation_std`` and
-    ``sign_diversity`` (L,): the statistics of `gradscope.measures`, for the input of the nonlinearity.
+    - ``log10_gsc`` (L + 1,): log10 GSC of the input and of each layer with respect to the last layer, for
+      ``reduction="batch"``.
+    - ``mean_square``, ``correlation`` (L + 1,): mean square of an entry, and correlation between samples.
+    - ``preactivation_variance`` (L,): variance q of W f + b, before any normalization.
+    - ``preactivation_std``, ``sign_diversity`` (L,): statistics of the input of the nonlinearity; see
+      `gradscope.measures.PreactivationStd` and `gradscope.measures.SignDiversity`.
 
     >>> predict_mlp("tanh", 2, batch_size=50).sign_diversity.round(3)
     array([0.444, 0.444])
@@ -79,12 +82,12 @@ class Prediction:
 def predict(
     layers: Sequence[LayerSpec], *, batch_size: int, mean_square: Positive = 1.0, correlation: Cosine = 0.0
 ) -> Prediction:
-    """The `Prediction` for a network of ``layers`` at infinite width, on a batch of inputs.
+    """Return mean-field predictions of GSC, mean squares and correlations for a network of infinitely wide ``layers``.
 
     Arguments:
-        layers: From the first to the last.
-        batch_size: With batch normalization, gradients depend on it; it must then be much smaller than the width.
-            Without batch normalization, only ``preactivation_std`` and ``sign_diversity`` depend on it.
+        layers: A `LayerSpec` for each layer, from the first to the last.
+        batch_size: Number of samples.  With batch normalization, gradients depend on it, and it must be much smaller
+            than the width.  Otherwise, only ``preactivation_std`` and ``sign_diversity`` depend on it.
         mean_square: Mean square of an entry of the input.
         correlation: Correlation between two inputs, in [-1, 1].
 
@@ -92,7 +95,7 @@ def predict(
 
     Raises:
         ValueError: There are no layers, an argument is out of its range (``batch_size`` must be at least 2, or 4 with
-            batch normalization), or lengths leave the range of float64.
+            batch normalization), or mean squares leave the range of float64.
 
     >>> block = LayerSpec.of("relu", 2.0, norm="batch", branch_variance=1.0)
     >>> predict([block] * 3, batch_size=50).log10_gsc.round(3)
@@ -199,7 +202,7 @@ def predict_mlp(
     weight_variance: Nonnegative = 1.0, bias_variance: Nonnegative = 0.0, mean_square: Positive = 1.0,
     correlation: Cosine = 0.0,
 ) -> Prediction:  # fmt: skip
-    """The `Prediction` for ``depth`` equal layers; arguments as in `LayerSpec` and `predict`.
+    """Return mean-field predictions for ``depth`` equal layers; the arguments are those of `LayerSpec` and `predict`.
 
     >>> predict_mlp("tanh", 3, batch_size=50).log10_gsc.round(4)
     array([0.1103, 0.0392, 0.0133, 0.    ])

@@ -179,10 +179,10 @@ def _check_function(name: str, function: Function) -> None:
 def gaussian(
     function: Function, scale: Lengths = 1.0, kinks: Sequence[Finite] = (), shift: FiniteNumbers = 0.0
 ) -> FloatArray:
-    """The expectation E[function(shift + scale z)] over standard normal z, for each entry of ``scale`` and ``shift``.
+    """Return the expectation E[function(shift + scale z)] over z ~ N(0, 1), for each entry of ``scale`` and ``shift``.
 
-    ``kinks`` are the points where the function is not smooth.  Others are found by bisection, except features that are
-    narrower than about ``scale`` / 20, which must be named.  Cost: about 250 evaluations for smooth functions.
+    ``kinks`` are known points where the function is not smooth.  Other such points are found by bisection, but features
+    narrower than about ``scale`` / 20 must be given.  Cost: about 250 evaluations of a smooth function.
 
     Raises:
         ValueError: The estimated error exceeds 1e-8 E|function|.
@@ -200,7 +200,7 @@ def gaussian(
 def gaussian_pair(
     first: Function, second: Function, scale: Nonnegative, correlation: Cosine, kinks: Sequence[Finite] = ()
 ) -> float:
-    """E[first(u) second(v)] for normal u and v with standard deviation ``scale`` and correlation ``correlation``.
+    """Return E[first(u) second(v)] over normal u and v with standard deviation ``scale`` and the given ``correlation``.
 
     Raises:
         ValueError: The estimated error exceeds 1e-8 E|first(u) second(v)|.

@@ -24,25 +24,27 @@ def gsc_rate(
     activation: ActivationLike, norm: str = "none", batch_size: float | None = None, q: Nonnegative | None = None, *,
     weight_variance: Nonnegative | None = None, bias_variance: Nonnegative = 0.0,
 ) -> float:  # fmt: skip
-    """The growth factor of GSC per layer toward the input, for h_l = W phi(norm(h_{l-1})) + b at infinite width.
+    """Growth factor of GSC per layer, toward the input, of infinitely wide networks h_l = W phi(norm(h_{l-1})) + b.
 
         none:   chi_1(q) q / q' with q' = sigma_w^2 E[phi^2] + sigma_b^2; without biases q E[phi'^2] / E[phi^2]
         layer:  E[phi'^2] / (E[phi^2] + sigma_b^2 / sigma_w^2) at q = 1
         batch:  `BatchMoments.rate`
 
+    E is the expectation over pre-activations h ~ N(0, q), of phi(h) and phi'(h), and chi_1(q) = sigma_w^2 E[phi'^2].
+
     Arguments:
-        activation: A name, a callable on arrays, or an `Activation`.
+        activation: phi: a name, a callable on arrays, or an `Activation`.
         norm: Normalization of the pre-activations, without affine parameters: none, layer or batch.
         batch_size: Batch size for norm "batch"; infinite by default.
-        q: Variance of the pre-activations for norm "none"; by default the fixed point reached from length 1.
+        q: Variance of the pre-activations for norm "none"; by default the fixed point that is reached from q = 1.
         weight_variance: sigma_w^2; by default `standard_variance`.
         bias_variance: sigma_b^2.
 
     Raises:
-        ValueError: A name is unknown, an argument is out of its range or does not apply to this norm, or lengths
-            have no fixed point or vanish, or an expectation is not known to 1e-8.
+        ValueError: A name is unknown, an argument is out of its range or does not apply to this norm, q has no
+            fixed point or vanishes, or an expectation is not known with an error below 1e-8.
 
-    The derivative of an activation that jumps is taken almost everywhere, as automatic differentiation does.
+    If the activation jumps, the jump is ignored in phi', as in automatic differentiation.
 
     >>> round(gsc_rate("relu", "batch", 100), 4), round(gsc_rate("tanh", "layer"), 4)
     (1.4834, 1.1778)
@@ -76,11 +78,12 @@ def gsc_rate(
 
 @checked
 def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
-    """The growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for a branch of rate r and dilution k.
+    """Growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for a branch with GSC r and the dilution k.
 
-    k = |skip| / |branch| is a ratio of lengths, not the weight of the skip connection.  The law holds if skip and
-    branch are orthogonal in value and in Jacobian, for example if the branch ends in a random linear map.  The skip
-    reduces r - 1 by the factor k^2 + 1.
+    r is the factor by which GSC grows through the branch alone.  k = |skip| / |branch| is the ratio of the lengths of
+    the two summands, not the weight of the skip connection.  The formula holds if skip and branch have orthogonal
+    values and orthogonal Jacobians, for example if the branch ends in a random linear map.  The skip reduces r - 1 by
+    the factor k^2 + 1.
 
     Raises:
         ValueError: The rate or the dilution is negative.
@@ -98,7 +101,7 @@ def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
 
 @checked
 def standard_variance(activation: Activation) -> float:
-    """The usual weight variance sigma_w^2 of an activation: He's 2 for ReLU and its relatives, LeCun's 1 otherwise.
+    """The usual sigma_w^2 = fan_in Var(W) before an activation: 2 (He) for ReLU and its relatives, otherwise 1 (LeCun).
 
     >>> standard_variance(as_activation("gelu")), standard_variance(as_activation("tanh"))
     (2.0, 1.0)
@@ -108,7 +111,7 @@ def standard_variance(activation: Activation) -> float:
 
 @checked
 def elementwise_nlc(activation: ActivationLike, q: Positive = 1.0) -> float:
-    """The NLC of an activation applied to independent entries N(0, q): sqrt(q E[phi'^2] / Var[phi]).
+    """Nonlinearity coefficient of an activation phi on independent inputs ~ N(0, q): sqrt(q E[phi'^2] / Var[phi]).
 
     >>> round(elementwise_nlc("relu"), 4), round(elementwise_nlc("linear"), 4)
     (1.2112, 1.0)
@@ -123,12 +126,13 @@ def elementwise_nlc(activation: ActivationLike, q: Positive = 1.0) -> float:
 
 @checked
 def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cosine = 0.0) -> float:
-    """The NLC of a wide network on inputs with mean square ``q`` and the given correlation between samples.
+    """Nonlinearity coefficient (NLC) of a wide random network, predicted by mean-field theory.
 
-        NLC^2 = prod_l chi_1(q_l) (q_0 - cov_0) / (p_L - cov_L)
+        NLC^2 = prod_l chi_1(q_l) (q_0 - cov_0) / (p_L - cov_L), with chi_1 of `MeanField.chi`
 
+    Inputs have the mean square q_0 = ``q``, and two samples have the given correlation, so cov_0 is their covariance.
     q_l is the variance of the l-th pre-activation.  p_L is the mean square of the last activation, and cov_L its
-    covariance between samples.
+    covariance between two samples.
 
     Raises:
         ValueError: All samples have the same output up to rounding, so NLC is infinite.
@@ -151,11 +155,13 @@ def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cos
 
 @checked
 def log_gradient_variance(activation: ActivationLike, width: float, q: Positive = 1.0) -> float:
-    """The variance that one layer of width n adds to ln |J^T v|^2, over Gaussian weights, for a fixed cotangent v.
+    """Variance, over random weights, that one layer of finite width adds to the logarithm of a squared gradient.
 
-    To first order in 1 / n it is (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.
-    Let s be the sum of these variances over all layers.  Then ln |J^T v|^2 is normal with variance s and mean
-    ln E |J^T v|^2 - s / 2.  The variance of ln GSC is at most s, because GSC averages over directions and samples.
+    The squared gradient is |J^T v|^2, with the Jacobian J of a network with Gaussian weights and a fixed cotangent v.
+    To first order in 1 / n, for width n, the variance is
+    (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.  Let s be the sum of these variances
+    over all layers.  Then ln |J^T v|^2 is normal with variance s and mean ln E |J^T v|^2 - s / 2.  The variance of ln
+    GSC is at most s, because GSC averages over directions and samples.
 
     Raises:
         ValueError: ``width`` is below 1.

@@ -67,35 +67,35 @@ class _Gradient(NamedTuple):
 @checked
 @dataclass(frozen=True, eq=False)
 class Transformer:
-    """A transformer of infinite width with random weights; `ledger` and `gsc` are its predictions.
+    """Mean-field theory of a wide random transformer: predicts GSC (`gsc`) and what the branches write (`ledger`).
 
-    Variances are those of one weight times its fan-in, so 1 stands for weights of standard deviation
-    1 / sqrt(fan-in).  A product of two matrices has the product of their variances.
+    A variance is that of one weight times its fan-in, so 1 stands for weights of standard deviation
+    1 / sqrt(fan-in).  If an argument stands for two matrices, it is the product of their variances.
 
     Arguments:
-        depth: Number of blocks, each attention and then an MLP.
+        depth: Number of blocks, each with an attention branch and then an MLP branch.
         width: Number of features d.
         length: Number of positions T, at most 2048.
         activation: Name, callable or `Activation`.
         gated: Whether the MLP is phi(gate(x)) * linear(x), as SwiGLU is with "silu".
         norm: pre (before each branch and at the end), post (after each sum), or none.
         norm_kind: layer or rms.
-        causal: Whether position t sees positions up to t only.
-        residual_scale: Factor alpha of each branch, beside its variances.
-        score_variance: Variance of the scores of normalized tokens: query times key.  With normalized queries and
-            keys it is 1.
-        value_variance: Value times output of attention.
-        hidden_variance: The matrices before the activation, and each of the two of a gated MLP.
-        output_variance: The matrix after the activation.
-        outputs: Number of logits, which changes the band only; None for infinitely many.
-        mean_square, overlap: Mean square of an entry of the embeddings, and the correlation of two positions: a number,
-            or a matrix (T, T) with ones on its diagonal.
+        causal: Whether a position attends only to itself and to earlier positions.
+        residual_scale: Factor of the output of each branch, in addition to its variances.
+        score_variance: Variance of the query matrix times that of the key matrix, and so the variance of the scores of
+            normalized tokens; 1 if queries and keys are normalized.
+        value_variance: Variance of the value matrix times that of the output matrix of attention.
+        hidden_variance: Variance of the matrix before the activation; in a gated MLP, of each of the two matrices.
+        output_variance: Variance of the matrix after the activation.
+        outputs: Number of logits, which affects only the band of `gsc`; None for infinitely many.
+        mean_square: Mean square of an entry of the embeddings.
+        overlap: Correlation of the embeddings of two positions: a number, or a (T, T) matrix with ones on its diagonal.
 
     Raises:
-        ValueError: A name is unknown, a number is out of its range, or ``overlap`` is no matrix of correlations.
-            Later: lengths vanish or overflow, or attention picks single keys.
+        ValueError: A name is unknown, a number is out of its range, or ``overlap`` is no matrix of correlations.  In
+            predictions also if lengths vanish or overflow, or if attention picks single keys.
 
-    Cost: some 0.1 s per block for 128 positions.  Memory: some 20 matrices (T, T) per block.
+    Cost: about 0.1 s per block for 128 positions.  Memory: about 20 matrices (T, T) per block.
 
     References: Noci et al. (2022), arXiv:2206.03126; Cowsik et al. (2024), arXiv:2403.02579; Kedia et al. (2024),
     arXiv:2403.09635; Giorlandino and Goldt (2025), arXiv:2505.24333.
@@ -141,9 +141,9 @@ class Transformer:
     def gpt2(
         cls, depth: Depth, width: Width, length: Positions, *, std: Deviation = 0.02, **options: Any
     ) -> Transformer:
-        """A transformer initialized like GPT-2: all weights have standard deviation ``std``.
+        """Return the theory of a transformer initialized like GPT-2: all weights have standard deviation ``std``.
 
-        Weights that write into the stream are divided by sqrt(2 depth).  Embeddings of token and position are added.
+        Weights that write into the stream are divided by sqrt(2 depth).  Token and position embeddings are added up.
 
         >>> round(Transformer.gpt2(12, 768, 128).score_variance, 4)
         0.0944
@@ -157,12 +157,12 @@ class Transformer:
         )  # fmt: skip
 
     def ledger(self) -> pd.DataFrame:
-        """A tidy frame of what each branch writes into the stream; rows of a layer such as ``blocks.3.mlp``.
+        """Return a tidy frame of what each branch, such as ``blocks.3.mlp``, adds to the residual stream.
 
-        Quantities: ``stream_rms`` and ``write_rms``, roots of the mean square of an entry of the stream before the
-        addition and of what is added; ``stream_overlap`` and ``write_overlap``, the mean correlation of two positions
-        (left out if there is one position or nothing is written); ``skip_share``, the part of the squared gradient that
-        passes through the skip, as in `gradscope.residual`.
+        ``stream_rms``, ``stream_overlap``: root mean square of the stream before the addition, and mean correlation of
+        two positions in it.  ``write_rms``, ``write_overlap``: the same for what is added.  ``skip_share``: the
+        fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.  A correlation is
+        left out if there is one position, or if nothing is added.
 
         >>> Transformer(depth=1, width=512, length=64).ledger()[["layer", "quantity", "value"]].iloc[2:5].round(3)
                         layer       quantity  value
@@ -184,14 +184,14 @@ class Transformer:
         return frames.tidy({**dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)), "num_samples": 1})
 
     def gsc(self) -> pd.DataFrame:
-        """A tidy frame of GSC with respect to the logits, in the rows of `gradscope.gsc` on `gradscope.models.GPT`.
+        """Return a tidy frame of predicted GSC with respect to the logits, with the layers of `gradscope.models.GPT`.
 
-        Rows: ``embedding``, ``blocks.0``, ..., ``norm`` (pre-norm only) and ``head``; and for the branches
-        ``blocks.0.attention``, ``blocks.0.mlp`` and so on.  ``log10_low`` and ``log10_high`` bound at least 95 % of
-        single networks of this width: ln GSC +- BAND (sum of s + g over the branches up to the output)^(1/2) /
-        width^(1/2).  s is the share of a branch in the energy of the sum x + f(x), and g that in the energy of the
-        gradient.  The inner product of x and f(x), and the length of f(x), vary between networks.  If all positions
-        vary together, ln of the energy has variance 4 s / width per branch, and ln of the gradient 4 g / width.
+        Layers: ``embedding``, ``blocks.0``, ..., ``norm`` (pre-norm only), ``head``, and branches such as
+        ``blocks.0.mlp``.  ``log10_low`` and ``log10_high`` contain at least 95 % of single networks of this width.
+        They are the ends of ln GSC +- 4 sqrt(sum of (s + g) / width), summed over the branches up to the output.  A
+        branch f(x) contributes the fraction s of |x + f(x)|^2, and the fraction g of the squared gradient.  Networks
+        differ in the inner product of x and f(x) and in the length of f(x).  If all positions vary together,
+        ln |x + f(x)|^2 has variance 4 s / width per branch, and ln of the squared gradient 4 g / width.
 
         >>> found = Transformer(depth=12, width=512, length=64).gsc()
         >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1]].round(2)

@@ -22,7 +22,7 @@ from gradscope.measures.samples import jackknifed, mean_cosine, sample_mean, wit
 
 
 class PreactivationMean(Blockwise, quantity="preactivation_mean", of=PREACTIVATIONS, signed=True):
-    """Mean over samples b and neurons n: mean_b mean_n h_bn.
+    """Mean pre-activation, over samples b and neurons n: mean_b mean_n h_bn.
 
     >>> PreactivationMean()(torch.tensor([[1.0, -2.0], [3.0, 4.0]])).value
     1.5
@@ -36,9 +36,10 @@ class PreactivationMean(Blockwise, quantity="preactivation_mean", of=PREACTIVATI
 
 
 class PreactivationStd(Blockwise, quantity="preactivation_std", of=PREACTIVATIONS):
-    """Standard deviation over samples, as a root mean square over neurons: sqrt(mean_n Var_b[h_bn]); Var divides by B.
+    """Standard deviation of pre-activations over the batch: sqrt(mean_n Var_b[h_bn]), for sample b and neuron n.
 
-    The value is 1 after batch normalization.  A small value suggests that phi is nearly linear over the batch.
+    The variance of each neuron n is taken over the B samples (and divides by B), and averaged over neurons.  The value
+    is 1 after batch normalization.  A small value suggests that the nonlinearity is nearly linear over the batch.
 
     >>> PreactivationStd()(torch.tensor([[0.0, 0.0], [2.0, 14.0]])).value
     5.0
@@ -84,11 +85,12 @@ class SignDiversity(Blockwise, quantity="sign_diversity", of=PREACTIVATIONS):
 
 
 class Kurtosis(Blockwise, quantity="kurtosis", of=PREACTIVATIONS):
-    """Kurtosis mean(d^4) / mean(d^2)^2 of the deviations d_bn = h_bn - mean_b h_bn, pooled over neurons.
+    """Kurtosis of the pre-activations h_bn of sample b and neuron n, after the mean over b is subtracted.
 
-    The value is 3 if all neurons are Gaussian with the same variance, larger if tails are heavy or neurons differ in
-    scale, and 0 if no pre-activation varies over the batch.  The standard error is unknown (None): it depends on eighth
-    moments, which a batch does not show.
+    It is mean(d^4) / mean(d^2)^2 with d_bn = h_bn - mean_b h_bn; both means are over samples and neurons.  The value is
+    3 if all neurons are Gaussian with the same variance, larger if tails are heavy or neurons differ in scale, and 0 if
+    no pre-activation varies over the batch.  The standard error is unknown (None): it depends on eighth moments, which
+    cannot be estimated from one batch.
 
     >>> round(Kurtosis()(torch.tensor([[0.0], [2.0]])).value, 6)
     1.0
@@ -107,9 +109,11 @@ class Kurtosis(Blockwise, quantity="kurtosis", of=PREACTIVATIONS):
 
 
 class SampleCosine(Blockwise, quantity="sample_cosine", of=PREACTIVATIONS, signed=True):
-    """Mean cosine between two different samples, (|sum_b u_b|^2 - B) / (B (B - 1)) with u_b = h_b / |h_b|.
+    """Mean cosine between the pre-activations of two different samples.
 
-    The value is 1 if all samples point in the same direction.  Cosines with a sample that is zero count as 0.
+    It is (|sum_b u_b|^2 - B) / (B (B - 1)) for B samples, with u_b = h_b / |h_b| and h_b the vector of pre-activations
+    of sample b.  The value is 1 if all samples point in the same direction.  Cosines with a sample that is zero count
+    as 0.
 
     >>> round(SampleCosine()(torch.tensor([[3.0, 4.0], [4.0, 3.0]])).value, 6)
     0.96
@@ -132,9 +136,10 @@ class SampleCosine(Blockwise, quantity="sample_cosine", of=PREACTIVATIONS, signe
 @checked
 @dataclass(frozen=True)
 class SaturatedFraction(Blockwise, quantity="saturated_fraction", of=SLOPES):
-    """Fraction of pre-activations, over all samples and neurons, where phi is flat: |phi'(h)| < ``slope``.
+    """Fraction of pre-activations h where the nonlinearity phi is nearly flat: |phi'(h)| < ``slope``.
 
-    For ReLU these are the inactive pre-activations; for tanh and the default slope of 0.05, those with |h| > 2.2.
+    All samples and neurons count.  For ReLU these are the negative pre-activations; for tanh and the default slope of
+    0.05, those with |h| > 2.2.
 
     >>> SaturatedFraction()(torch.tensor([[1.0, 0.01], [0.5, 0.9]])).value
     0.25
@@ -152,9 +157,9 @@ class SaturatedFraction(Blockwise, quantity="saturated_fraction", of=SLOPES):
 
 
 class DeadFraction(Blockwise, quantity="dead_fraction", of=SLOPES):
-    """Fraction of neurons with phi'(h) = 0 for every sample of the batch, so that no gradient passes.
+    """Fraction of dead neurons: the nonlinearity has slope 0 for every sample of the batch, so no gradient passes.
 
-    The larger the batch, the smaller the value.  The standard error is unknown (None).
+    A larger batch gives a smaller value, so the standard error is unknown (None).
 
     >>> DeadFraction()(torch.tensor([[0.0, 1.0], [0.0, 0.0]])).value
     0.5
@@ -169,13 +174,15 @@ class DeadFraction(Blockwise, quantity="dead_fraction", of=SLOPES):
 
 
 class LinearFitError(Blockwise, quantity="linear_fit_error", of=RESPONSES):
-    """Fraction of the variance of phi(h) that no linear function of h explains.
+    """Fraction of the variance of activations phi(h) that no linear function of the pre-activation h explains.
 
-        sum_n min_(a, c) E_b[(phi(h_bn) - a h_bn - c)^2] / sum_n Var_b[phi(h_bn)], with one line (a, c) per neuron n
+        sum_n min_(a, c) E_b[(phi(h_bn) - a h_bn - c)^2] / sum_n Var_b[phi(h_bn)]
+
+    h_bn is the pre-activation of neuron n for sample b, and a line (a, c) is fitted for each neuron.
 
     The value is 0 if phi is linear or constant over the data, and at most 1.  For h ~ N(0, 1) it is 0.2665 for ReLU and
     0.0697 for tanh.  This statistic measures near-linearity, which a small `PreactivationStd` or `SignDiversity` only
-    suggests.  Because lines are fitted to the batch, the value is too small by a factor of about 1 - 1/B.
+    suggests.  Because lines are fitted to the B samples, the value is too small by a factor of about 1 - 1/B.
 
     >>> h = torch.tensor([[-1.0], [0.0], [1.0]])
     >>> round(LinearFitError()((h, h.relu())).value, 6)

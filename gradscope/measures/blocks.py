@@ -123,11 +123,11 @@ class Blockwise(Statistic):
     """Base class of statistics that are computed from sums over blocks of neurons."""
 
     def of_block(self, block: Block) -> Sequence[Tensor]:
-        """Return the part of each sum that one block of neurons contributes."""
+        """Return the contribution of one block of neurons to each sum that the statistic needs."""
         raise NotImplementedError
 
     def finished(self, sums: Sequence[Tensor], neurons: Neurons) -> Sequence[Tensor]:
-        """Return what ``estimate`` needs: by default, means over all neurons."""
+        """Return the arguments of ``estimate`` from the sums over all neurons; by default, their means over neurons."""
         return [total / neurons.number for total in sums]
 
     def parts(self, values: Any) -> Sequence[Tensor]:

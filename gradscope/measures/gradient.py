@@ -25,10 +25,13 @@ GRADIENTS = "gradients"
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """Summary of one layer's gradients in float64; the argument of every statistic in this module.
+    """Summary of the gradients of one layer in float64; the argument of every statistic of gradients.
 
-    ``mean`` (P,): g.  ``weight`` (P,): w.  ``squares`` (B,): |g_b|^2.  ``projections`` (B,): <g_b, g>.
-    ``unit_sums`` (G, P): sums of g_b / |g_b| over G groups of samples; sample b is in group b mod G.
+    Let g_b be the gradient of the loss of sample b, for B samples, with respect to the P parameters w of the layer.
+
+    - ``mean`` (P,): g, the mean of g_b over b.  ``weight`` (P,): w.
+    - ``squares`` (B,): |g_b|^2.  ``projections`` (B,): the inner products <g_b, g>.
+    - ``unit_sums`` (G, P): sums of g_b / |g_b| over G groups of samples; sample b is in group b mod G.
 
     >>> LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), weight=torch.ones(2)).norm.value
     2.5
@@ -42,7 +45,7 @@ class LayerGradient:
 
     @classmethod
     def of(cls, gradients: Tensor, weight: Tensor) -> Self:
-        """Summarize the gradients g_b (B, P) and the parameters w (P,), with every sample in a group of its own."""
+        """Return the summary of gradients (B, P) of B samples and of parameters (P,); each sample is its own group."""
         g = gradients.double()
         mean, lengths = g.mean(dim=0), g.norm(dim=1, keepdim=True)
         units = g / torch.where(lengths > 0, lengths, 1.0)
@@ -50,17 +53,17 @@ class LayerGradient:
 
     @property
     def norm(self) -> Estimate:
-        """|g|, with its sampling error."""
+        """Norm |g| of the mean gradient, with its sampling error."""
         return GradientNorm()(self)
 
     @property
     def square(self) -> float:
-        """|g|^2."""
+        """Squared norm |g|^2 of the mean gradient."""
         return float(self.mean.square().sum())
 
     @cached_property
     def lengths(self) -> list[Tensor]:
-        """(|g|^2, |w|, P), ``squares`` and ``projections``: tensors that all statistics of lengths share."""
+        """The tensors that all statistics of norms share: (|g|^2, |w|, P), ``squares`` and ``projections``."""
         size = torch.full((), self.mean.numel(), dtype=self.mean.dtype, device=self.mean.device)
         return [torch.stack([self.mean.square().sum(), self.weight.norm(), size]), self.squares, self.projections]
 
@@ -88,7 +91,7 @@ def _squares_without_one(square: float, squares: FloatArray, projections: FloatA
 
 
 class GradientNorm(_OfLengths, quantity="gradient_norm", of=GRADIENTS):
-    """Euclidean norm |g|.
+    """Euclidean norm |g| of the gradient g of the mean loss with respect to a layer's parameters.
 
     >>> GradientNorm()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     2.5
@@ -99,7 +102,7 @@ class GradientNorm(_OfLengths, quantity="gradient_norm", of=GRADIENTS):
 
 
 class GradientRms(_OfLengths, quantity="gradient_rms", of=GRADIENTS):
-    """Root mean square of the entries of the gradient, |g| / sqrt(P).
+    """Root mean square of the entries of a layer's gradient g, |g| / sqrt(P) for P parameters.
 
     >>> GradientRms()(LayerGradient.of(torch.full((2, 9), 0.5), torch.ones(9))).value
     0.5
@@ -110,7 +113,7 @@ class GradientRms(_OfLengths, quantity="gradient_rms", of=GRADIENTS):
 
 
 class GradientZeroFraction(Statistic, quantity="gradient_zero_fraction", of=GRADIENTS):
-    """Fraction of the entries of g that are exactly 0.
+    """Fraction of the entries of a layer's gradient that are exactly 0.
 
     >>> GradientZeroFraction()(LayerGradient.of(torch.tensor([[3.0, 0.0], [5.0, 0.0]]), torch.ones(2))).value
     0.5
@@ -124,7 +127,7 @@ class GradientZeroFraction(Statistic, quantity="gradient_zero_fraction", of=GRAD
 
 
 class GradientToWeight(_OfLengths, quantity="gradient_to_weight", of=GRADIENTS):
-    """Norm of the gradient divided by the norm of the weights, |g| / |w|; infinite if all weights are 0.
+    """Norm of a layer's gradient divided by the norm of its weights, |g| / |w|; infinite if all weights are 0.
 
     >>> GradientToWeight()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0]))).value
     0.5
@@ -138,7 +141,7 @@ class GradientToWeight(_OfLengths, quantity="gradient_to_weight", of=GRADIENTS):
 @checked
 @dataclass(frozen=True)
 class UpdateToWeight(GradientToWeight, quantity="update_to_weight", of=GRADIENTS):
-    """Relative change of the parameters in one step of gradient descent, ``learning_rate`` |g| / |w|.
+    """Relative change of a layer's parameters w in one step of gradient descent, ``learning_rate`` |g| / |w|.
 
     >>> gradient = LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0]))
     >>> UpdateToWeight(learning_rate=0.5)(gradient).value
@@ -156,7 +159,7 @@ class UpdateToWeight(GradientToWeight, quantity="update_to_weight", of=GRADIENTS
 
 
 class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed=True):
-    """Mean cosine between the gradients of two different samples.
+    """Mean cosine between the gradients g_b of two different samples b, with respect to a layer's parameters.
 
         (|sum_b u_b|^2 - M) / (M (M - 1)) with u_b = g_b / |g_b|, over the M samples with a nonzero gradient
 
@@ -177,10 +180,11 @@ class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed
 
 
 class SignalToNoise(_OfLengths, quantity="signal_to_noise", of=GRADIENTS):
-    """|g|^2 divided by the variance of one sample's gradient, sum_b |g_b - g|^2 / (B - 1).
+    """Signal-to-noise ratio of a layer's gradient: squared norm of the mean divided by the variance over samples.
 
-    The value is infinite if all gradients are equal and not 0.  |g|^2 is biased upward by this variance / B.  Apart
-    from the bias, 1 / value is the simple noise scale of McCandlish et al. (2018), arXiv:1812.06162.
+    It is |g|^2 / V with V = sum_b |g_b - g|^2 / (B - 1), for the gradients g_b of B samples and their mean g.  The
+    value is infinite if all gradients are equal and not 0.  |g|^2 is biased upward by V / B.  Apart from this bias, 1 /
+    value is the simple noise scale of McCandlish et al. (2018), arXiv:1812.06162.
 
     >>> SignalToNoise()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     0.5

@@ -32,12 +32,14 @@ from gradscope.memory import Later, together
 
 @runtime_checkable
 class Measure(Protocol):
-    """A statistic of one layer: a pure function with the attributes ``quantity`` (its name in frames) and ``of``.
+    """Protocol of a statistic of a layer: a pure function with the attributes ``quantity`` (name) and ``of`` (input).
 
-    ``of`` names the argument: ``"preactivations"`` or ``"slopes"`` (tensors (B, ...)), ``"responses"`` (the pair of
-    pre-activations and outputs of the nonlinearity), or ``"gradients"`` (a `gradscope.measures.LayerGradient`).
-    A statistic that can be negative also sets ``signed = True``.  On a GPU, each number that a statistic turns into a
-    Python number costs a synchronization with the device; see `gradscope.measures.samples.Statistic` for one in all.
+    ``quantity`` is the name of the statistic in frames.  ``of`` says what the function receives: ``"preactivations"``
+    or ``"slopes"`` (the derivatives of the nonlinearity at the pre-activations), tensors (B, ...); ``"responses"``, the
+    pair of pre-activations and outputs of the nonlinearity; or ``"gradients"``, a `gradscope.measures.LayerGradient`.
+    A statistic that can be negative also sets ``signed = True``.  On a GPU, each conversion to a Python number costs a
+    synchronization with the device.  `gradscope.measures.samples.Statistic` needs only one synchronization for all
+    statistics.
 
     >>> import torch
     >>> from gradscope import Estimate, Measure
@@ -83,13 +85,13 @@ def measure(
     measures: Sequence[Measure] | None = None,
     learning_rate: Nonnegative | None = None,
 ) -> pd.DataFrame:
-    """Return statistics of the input of every nonlinearity and, with a loss, of every layer's gradient.
+    """Return statistics of the input of every nonlinearity and, with a loss, of the gradient of every layer.
 
     Arguments:
         model: Any module; it is left exactly as it was.
         data: A tensor (B, ...) or a mapping; with ``loss_fn`` a pair (inputs, labels); with ``forward`` any batch.
-        forward: ``(model, batch) -> output``.
-        loss_fn: ``(output, labels) -> losses`` (B,), one per sample.  The mean loss is differentiated.
+        forward: A function ``(model, batch) -> output``.
+        loss_fn: A function ``(output, labels) -> losses`` (B,), one per sample.  The mean loss is differentiated.
         measures: Statistics to compute (`gradscope.measures`, or your own).  Default: all statistics of
             pre-activations, and with ``loss_fn`` all statistics of gradients.
         learning_rate: If given, `gradscope.measures.UpdateToWeight` is also measured, for this learning rate.
@@ -99,8 +101,8 @@ def measure(
         module that holds parameters.  ``index`` counts these calls or modules from 1.  ``log10_stderr_sample`` is the
         sampling error over the batch; for statistics that can be negative, ``stderr_sample`` replaces it.
 
-    Cost: one forward pass; for gradients a second one, and one vectorized backward pass per sample.  One device
-    synchronization, and a second one where an effective rank needs a second pass (see `EffectiveRank`).
+    Cost: one forward pass.  Gradients need a second forward pass, and one vectorized backward pass per sample.  There
+    is one device synchronization, and a second one if an effective rank needs another pass (see `EffectiveRank`).
 
     Raises:
         ValueError: No nonlinearity was called, no parameter is trainable, the data are invalid, or only one of

@@ -21,15 +21,16 @@ NARROW = 4  # ratio of the sides of a matrix up to which its QR decomposition co
 
 
 class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
-    """Effective rank exp(-sum_i p_i ln p_i) of the batch as a B x neurons matrix with singular values s_i.
+    """Effective rank of the matrix of pre-activations (B, neurons): exp of the entropy of its singular values.
 
-    Here p_i = s_i / sum_j s_j.  The range is 1 (all samples are parallel) to min(B, neurons).  A matrix of zeros has
-    rank 0.  The matrix is not centered.  The value grows with the size of the batch, so its
-    standard error is unknown (None).
+    It is exp(-sum_i p_i ln p_i) with p_i = s_i / sum_j s_j, for the singular values s_i.  The matrix is not centered.
+    The rank is between 1 (all samples are parallel) and min(B, neurons).  A matrix of zeros has rank 0.  The value
+    grows with the size of the batch, so its standard error is unknown (None).
 
-    Cost: a matrix of inner products, of the smaller dimension, and its eigenvalues.  If they spread over more than 8
-    digits, they are too inexact; then a QR decomposition of the B x neurons matrix, for which `gradscope.measure` runs
-    the forward pass once more.  A matrix whose sides differ by less than a factor of 4 is decomposed at once.
+    Cost: the matrix of inner products along the longer side, and its eigenvalues.  Eigenvalues that spread over more
+    than 8 digits are too inexact.  Then a QR decomposition of the B x neurons matrix is needed, for which
+    `gradscope.measure` runs the forward pass once more.  If the sides differ by less than a factor of 4, the
+    decomposition is computed at once.
 
     Reference: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality".
 

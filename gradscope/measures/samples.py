@@ -70,7 +70,7 @@ class Statistic:
         return found(values) if isinstance(found, Statistic) else found
 
     def estimated(self, arrays: Sequence[Any], layer: str = "") -> Estimate | Statistic:
-        """Return what ``estimate`` returns.  ValueError if it is NaN, which no `Estimate` may be."""
+        """Return the result of ``estimate``.  Raises ValueError if it is NaN; the message names the layer."""
         try:
             with quiet():
                 return self.estimate(*arrays)
@@ -82,11 +82,11 @@ class Statistic:
             ) from error
 
     def parts(self, values: Any, /) -> Sequence[Tensor]:
-        """Return what ``estimate`` needs, as tensors on the device of the values."""
+        """Return the arguments of ``estimate`` for these values, as tensors on the device of the values."""
         raise NotImplementedError
 
     def estimate(self, *arrays: Any, **_: Any) -> Estimate | Statistic:
-        """Return the statistic from copies of its parts, in float64."""
+        """Return the statistic, computed in float64 from the results of ``parts``."""
         raise NotImplementedError
 
 

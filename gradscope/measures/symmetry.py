@@ -31,11 +31,12 @@ GROWTH = 96  # pixels by which an image is enlarged to find a stride; a multiple
 
 @checked
 def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
-    """The content of ``images`` (B, C, H, W), moved by (dx, dy) pixels.
+    """Return the ``images`` (B, C, H, W) with their content moved by (dx, dy) pixels.
 
     Arguments:
         shift: (dx, dy), smaller than an image.
-        fill: What enters at the border: "zeros", "reflect" (the mirrored image), or "circular" (the opposite side).
+        fill: Content that enters at the border: "zeros", "reflect" (the mirrored image), or "circular" (the opposite
+            side).
 
     Raises:
         ValueError: ``images`` is not a batch of images, ``fill`` is unknown, or the shift is as large as an image.
@@ -61,15 +62,15 @@ def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
 
 @checked
 def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circular: bool = False) -> Estimate:
-    """Relative difference between the feature maps of moved images and the moved feature maps of unmoved images.
+    """Relative distance between the feature maps of moved images and the moved feature maps of the original images.
 
         sqrt(sum_b |f(T x_b) - T' f(x_b)|^2 / sum_b |T' f(x_b)|^2)
 
-    T moves images by ``shift``.  T' moves maps by ``shift`` divided by the total stride of the module, rounded to whole
-    positions (halves toward zero); the rounding contributes to the error.
+    f is the module, and x_b are the images.  T moves images by ``shift``.  T' moves maps by ``shift`` divided by the
+    total stride of the module, rounded to whole positions (halves toward zero).  The rounding contributes to the error.
 
-    The error covers only positions that the border does not affect: their field of view contains no padding and no
-    pixels that the shift brought in.  These positions are found by sending NaN through the module.
+    Only positions that the border does not affect are compared: their field of view contains no padding and no pixels
+    that entered through the shift.  These positions are found by sending NaN through the module.
 
     Arguments:
         module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); is left unchanged.
@@ -105,9 +106,10 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
 
 @checked
 def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
-    """Relative change of an output when the image is moved: sqrt(sum_b |f(T x_b) - f(x_b)|^2 / sum_b |f(x_b)|^2).
+    """Relative change of the outputs when the images are moved.
 
-    Compare the result with `contrast`: an output that hardly depends on the image hardly changes with a shift.
+    It is sqrt(sum_b |f(T x_b) - f(x_b)|^2 / sum_b |f(x_b)|^2) for the model f, images x_b and the shift T.  Compare the
+    result with `contrast`: an output that hardly depends on the image hardly changes with a shift.
 
     Arguments:
         model: Maps images to outputs of any shape (B, ...); is left unchanged.
@@ -125,7 +127,7 @@ def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
 
 @checked
 def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
-    """Fraction of images whose predicted class, the largest output, does not change when the image is moved.
+    """Fraction of images whose predicted class (the largest output) does not change when the image is moved.
 
     Arguments and cost are those of `invariance_error`; outputs are (B, num_classes).
 
@@ -143,11 +145,11 @@ def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
 
 @checked
 def contrast(model: nn.Module, images: Tensor) -> Estimate:
-    """Relative distance between the outputs of two different images: sqrt(E |f(x) - f(x')|^2 / E |f(x)|^2).
+    """Relative distance between the outputs f of two different images x and x': sqrt(E |f(x) - f(x')|^2 / E |f(x)|^2).
 
-    The numerator is estimated without bias, as 2 Tr Cov f.  If `invariance_error` equals the contrast, moving an image
-    changes the output as much as taking another image.  The contrast is sqrt(2) if outputs have zero mean, and 0 if all
-    outputs are the same.
+    The numerator is estimated without bias, as twice the trace of the covariance of f(x).  If `invariance_error` equals
+    the contrast, moving an image changes the output as much as taking another image.  The contrast is sqrt(2) if
+    outputs have zero mean, and 0 if all outputs are the same.
 
     Cost: one forward pass.
 

@@ -30,7 +30,7 @@ class _AlexNet(nn.Sequential):
         return super().__getitem__(index)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, 32, 32) -> (B, num_classes)."""
+        """Return logits (B, num_classes) for images (B, 3, 32, 32)."""
         if x.shape[1:] != IMAGE_SHAPE:
             raise ValueError(f"{type(self).__name__} needs images of shape (B, 3, 32, 32), got {tuple(x.shape)}.")
         logits: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
@@ -38,7 +38,11 @@ class _AlexNet(nn.Sequential):
 
 
 class AlexNetA(_AlexNet):
-    """conv3-64 twice, pool, conv3-128 twice, pool, fc-256, dropout, fc-256, fc-10; ReLU after conv and fc-256.
+    """Convolutional network for 32 x 32 images, with four 3 x 3 convolutions and three linear layers.
+
+    In order: twice conv3-64, pool, twice conv3-128, pool, fc-256, dropout, fc-256, fc-10.  Here conv3-64 is a 3 x 3
+    convolution with 64 channels, and fc-256 a linear layer with 256 features; both are followed by ReLU.  fc-10 gives
+    the logits.
 
     Arguments:
         padding: "same", or "valid" for no padding (then the first linear layer gets 5 x 5 instead of 8 x 8 positions).
@@ -76,9 +80,10 @@ class AlexNetA(_AlexNet):
 
 
 class AlexNetB(_AlexNet):
-    """conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10; padding "same"; ReLU after conv and fc-256.
+    """Convolutional network for 32 x 32 images, with four 5 x 5 convolutions and two linear layers.
 
-    Arguments and errors are those of `AlexNetA`.
+    In order: conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10, in the notation of `AlexNetA`, and with
+    padding "same".  Arguments and errors are those of `AlexNetA`.
 
     >>> [name for name, _ in AlexNetB().named_children()][:4]
     ['conv1', 'relu1', 'pool1', 'conv2']

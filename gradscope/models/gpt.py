@@ -109,26 +109,26 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Logits of the next token at each position: embedding, ``depth`` blocks, a last norm, and a linear head.
+    """Transformer, such as GPT-2, that returns logits of the next token at each position.
 
-    The layers are ``embedding``, ``blocks.0``, ..., ``norm`` (only with norm="pre") and ``head``.  A block has the
-    branches ``blocks.0.attention`` and ``blocks.0.mlp``.
+    Its layers are ``embedding``, ``blocks.0``, ..., ``norm`` (only with norm="pre") and a linear ``head``.  Each block
+    has two branches, such as ``blocks.0.attention`` and ``blocks.0.mlp``.
 
     Arguments:
         vocabulary: Number of tokens; 256 for bytes.
         length: Largest number of positions T.
         depth, width, heads: Number of blocks, of features, and of attention heads per block.
         norm: pre (before each branch and before the head), post (after each sum) or none.
-        norm_kind: layer or rms; both have learned scales that start at 1, and eps is 1e-5.
-        qk_norm: Normalize queries and keys per head, as ``norm_kind`` says.
-        mlp: An activation of `MLP`, with 4 width hidden features; or swiglu, geglu or reglu, with 8 width / 3.
-        residual_scale: Factor of the initial weights that write into the stream; depth: 1 / sqrt(2 depth).
-        tied: Use the token embedding as the weight of the head.
-        causal: Position t attends to positions up to t only; otherwise to all positions.
+        norm_kind: layer or rms; both have learned scales, which start at 1, and eps = 1e-5.
+        qk_norm: Whether to normalize queries and keys per head, with the normalization ``norm_kind``.
+        mlp: An activation of `MLP`, with 4 * width hidden features; or swiglu, geglu or reglu, with 8 * width // 3.
+        residual_scale: Factor of the initial weights that write into the residual stream; "depth" is 1 / sqrt(2 depth).
+        tied: Whether the weight of the head is the token embedding.
+        causal: Whether a position attends only to itself and to earlier positions.
         dropout: Probability of dropping an entry of embedding, attention weights and branches.
         init: lecun, he, xavier, orthogonal; or gpt2, which is Gaussian with standard deviation 0.02 for all weights.
             Embeddings of tokens and positions are Gaussian with variance 1/2, so that their sum has mean square 1.
-            With ``tied`` they are filled like matrices (width, features).
+            If ``tied``, they are filled like matrices (width, features) by ``init``.
         bias: Whether linear maps, except the head, and layer norms have a bias, which starts at zero.
         generator: Source of the random weights; torch's global generator by default.
 
@@ -200,16 +200,16 @@ class GPT(nn.Module):
                     layer.weight.mul_(factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T) -> (B, T, vocabulary)."""
+        """Return logits (B, T, vocabulary) for tokens (B, T)."""
         y: Tensor = self.head(self.norm(self.blocks(self.embedding(x))))
         return y
 
     @checked
     def mean_field(self, x: Tensor) -> Transformer:
-        """Return the mean-field theory of an untrained network of this kind on tokens x (B, T).
+        """Return the mean-field theory of an untrained network of this kind on the tokens x (B, T).
 
-        It has the mean squares of the weights of this network, and the lengths and correlations of its embeddings of x.
-        Biases, and dropout in the blocks, are left out.
+        The variances in the theory are the mean squares of the weights of this network.  Lengths and correlations of
+        the embeddings are those of this network for x.  Biases, and dropout in the blocks, are left out.
 
         >>> model = GPT(depth=2, width=64, heads=4, generator=torch.Generator().manual_seed(0))
         >>> theory = model.mean_field(torch.arange(16)[None])

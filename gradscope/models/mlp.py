@@ -66,10 +66,11 @@ class Block(Layer):
 
 
 class MLP(nn.Module):
-    """Layers f_l = phi(norm(W_l f_{l-1})), or residual blocks f_l = skip_weight f_{l-1} + V_l phi(norm(W_l f_{l-1})).
+    """Perceptron with ``depth`` layers f_l = phi(norm(W_l f_{l-1})) of equal width, or with residual blocks.
 
-    ``layers`` holds one module per layer or block.  ``head`` is a linear map that exists only with ``out_features``.
-    ``stem`` is a linear map that exists only in residual networks if ``in_features`` is not ``width``.
+    A residual block is f_l = skip_weight f_{l-1} + V_l phi(norm(W_l f_{l-1})).  phi is the activation.  ``layers``
+    holds one module per layer or block.  ``head`` is a linear map that exists only if ``out_features`` is given.
+    ``stem`` is a linear map that exists only in residual networks whose ``in_features`` is not ``width``.
 
     Arguments:
         depth, width: Number of layers or blocks, and their number of features.
@@ -151,7 +152,7 @@ class MLP(nn.Module):
         self.head = None if out_features is None else make(width, out_features, last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, width) or (B, out_features)."""
+        """Return (B, width), or (B, out_features) if there is a head, for inputs (B, ...)."""
         if x.ndim < 2:
             raise ValueError(f"MLP needs a batch of shape (B, ...), got {tuple(x.shape)}.")
         x = x.flatten(1)

@@ -42,10 +42,13 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Sequential):
-    """6n + 2 layers: conv (w channels), three stages of n blocks (w, 2w, 4w channels), mean over positions, linear.
+    """Residual network for small images, such as ResNet-20 for CIFAR-10.
+
+    It has 6n + 2 layers: a convolution with w channels, three stages of n blocks with w, 2w and 4w channels, a mean
+    over positions, and a linear layer.
 
     Arguments:
-        depth: 6n + 2, for example 8, 14, 20, 32, 44, 56 or 110.
+        depth: Number of layers, 6n + 2, for example 8, 14, 20, 32, 44, 56 or 110.
         width: Channels w of the first stage.
         residual: identity; or none, for the same layers and parameters without skip connections.
         norm: batch; or none, which gives convolutions a bias.

@@ -48,41 +48,41 @@ class Monitor:
                 monitor.step(loss, (inputs, labels))      # before clipping and optimizer.step()
                 optimizer.step()
 
-    Every record uses the fixed probe batch ``data``, the same probe vectors and the same dropout masks, so that records
-    are comparable.  A record contains GSC of every unit (squared convention), statistics of pre-activations and of
-    attention heads (relative entropy, largest logit, share of the first key; column ``head``), and statistics of
-    weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC is measured in the
-    precision of the parameters; statistics of activations follow the ``torch.autocast`` of the caller.
+    Every record uses the same inputs ``data`` (the probe batch), the same random probes and the same dropout masks, so
+    that records are comparable.  A record contains GSC of every unit (squared convention) and statistics of
+    pre-activations.  It also contains statistics of attention heads (relative entropy, largest logit, weight on the
+    first key), and of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC is
+    measured in the precision of the parameters; statistics of activations follow the ``torch.autocast`` of the caller.
 
     Arguments:
         model: The model in training; wrappers of ``torch.compile`` and data parallelism are removed for measuring.
         data: The probe batch, as for `gradscope.gsc`; about 32 samples, without labels.
         every: Steps between two records, or "log": steps 0, 1, 2, 4, 8, and so on.
-        statistics_every: Steps between additional, much less expensive records without GSC.  Default: no such records.
+        statistics_every: Steps between additional records without GSC, which are much less expensive.  Default: none.
         probes: Random vectors per measurement, at most 4, or "exact".
         layers, forward: As for `gradscope.gsc`.
-        attention: Whether to record attention heads.  None: if a module looks like attention by its names.
+        attention: Whether to record attention heads.  By default, if the name of a module looks like attention.
         max_overhead: Largest extra time for measuring, as a fraction of the training time so far; a scheduled record
             that would exceed this limit is skipped, and one warning at the end says how many.  None: no limit.
-        total_steps: Number of steps of the whole run, if known.  Regardless of ``max_overhead``, 20 records spread over
-            these steps are kept; if the number is unknown, the first 20, and later one per sixth of the steps so far.
-        loss_fn: ``(output, labels) -> losses``, run on the batch given to `step` to locate non-finite numbers.
-        on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue; records then lack the non-finite numbers.
-        check_every: Steps between two checks of losses and gradients.  None: every step on a CPU; on other devices at
-            every record and at least every 50 steps, because a check has to wait for the device.
-        save_to: Folder where batch and model state are saved as ``nonfinite.pt`` if a number is not finite.
+        total_steps: Number of steps of the whole run, if known.  Then 20 records, spread over these steps, are taken
+            even beyond ``max_overhead``.  If unknown: the first 20, and later one per sixth of the steps so far.
+        loss_fn: ``(output, labels) -> losses``, used to locate non-finite numbers in the batch that `step` receives.
+        on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue, with records without the non-finite numbers.
+        check_every: Steps between two checks of losses and gradients.  Default: 1 on a CPU.  On other devices, where a
+            check must wait for the device, losses and gradients are checked at records and at least every 50 steps.
+        save_to: Folder for the file ``nonfinite.pt`` with batch and model state, written if a number is not finite.
         report: Called with the frame of each record as soon as the record is taken; its errors stop the training.
-        sinks: Where the numbers of each record go, as for `gradscope.sinks.Sinks`: ``gs.sinks.TensorBoard(folder)``,
+        sinks: Trackers that receive each record, as for `gradscope.sinks.Sinks`: ``gs.sinks.TensorBoard(folder)``,
             ``gs.sinks.MLflow(folder)``, a run of wandb or trackio.  A sink that fails only causes a warning.
 
     If a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update
-    spreads the error.  If the second pass finds no fault, a non-finite gradient only causes a warning, because a
-    gradient scaler may skip the update.
+    spreads the error.  If this pass finds no fault, a non-finite gradient only causes a warning, because a gradient
+    scaler may skip the update.
 
-    These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights 10 times as long as at
-    the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, a layer's steps 1.5 times as long as
+    These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights with 10 times their norm
+    at the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, updates of a layer 1.5 times as large as
     those of similar layers, an output of zero, growing attention logits above 100, and heads whose relative entropy
-    falls from 0.2 to below 0.02.  ``alarms.fired`` lists each warning, which is given once.
+    falls from 0.2 to below 0.02.  Each warning is given once, and ``alarms.fired`` lists them.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed``, also if the model is sharded, all ranks pass the same
@@ -131,7 +131,7 @@ class Monitor:
         self.close(error)
 
     def close(self, error: BaseException | None = None) -> None:
-        """End the monitoring, as the end of a ``with`` block does; ``error`` is the exception that ended it, if any.
+        """End the monitoring, as at the end of a ``with`` block; ``error`` is the exception that ended it, if any.
 
         Checks losses and gradients since the last check, reports skipped records, and closes the sinks.
         """
@@ -166,15 +166,15 @@ class Monitor:
     def record(self) -> None:
         """Record everything now, regardless of schedule and budget, for example at the end of training.
 
-        Non-finite values only cause a warning here, because training is over.  There is at most one record for a step:
-        nothing happens if this step has one, and `step` will not record it again.
+        Non-finite values only cause a warning here, because training is over.  There is at most one record per step, so
+        nothing happens if this step already has one.
         """
         if self.steps > self._recorded:
             self._record(self.steps, GSC, strict=False)
             self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return all records as a tidy frame with the additional column ``step``; beyond 40 MB, evenly spaced ones.
+        """Return all records as a tidy frame with the column ``step``; beyond 40 MB, a subset at even distances.
 
         Raises:
             ValueError: Nothing was recorded.
@@ -195,20 +195,20 @@ class Monitor:
 
     @property
     def skipped(self) -> int:
-        """Number of scheduled records that were skipped to stay within the budget."""
+        """Number of scheduled records that were skipped because of ``max_overhead``."""
         return self.schedule.skipped
 
     @property
     def overhead(self) -> float:
-        """Extra time so far, as a fraction of the training time; time spent waiting for a device is not counted."""
+        """Extra time for measuring so far, as a fraction of the training time; waiting for a device is not counted."""
         return self.schedule.overhead
 
     def state_dict(self) -> dict[str, Any]:
-        """Return steps and alarms so far as plain values for a checkpoint; records are not included."""
+        """Return the number of steps and the alarms so far, as plain values for a checkpoint, without the records."""
         return {"steps": self.steps, "recorded": self._recorded, "alarms": self.alarms.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
-        """Restore the state that `state_dict` returned; ``records`` are the frames reported before the save."""
+        """Restore the state that `state_dict` returned; ``records`` are the frames that were reported before that."""
         check_state(state, self.state_dict())
         lengths = self.alarms.first_lengths
         self.steps, self._recorded, self._records = state["steps"], state["recorded"], Records(records or ())

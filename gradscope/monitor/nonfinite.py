@@ -30,9 +30,10 @@ _DATA = "(data)"  # a name that no module has
 
 @dataclass(frozen=True)
 class Fault:
-    """The first layer with NaN or Inf; ``direction`` says where they arise: "forward", "backward" or "parameters".
+    """The first layer with NaN or Inf; made by `gradscope.first_nonfinite`.
 
-    ``before``: NaN or Inf arise in code outside any module, and this layer is the first to receive them.
+    ``layer``: its name.  ``direction``: where the NaN or Inf arise, "forward", "backward" or "parameters".  ``before``:
+    if True, they arise in code outside any module, and this layer is the first that receives them.
 
     >>> import gradscope as gs
     >>> print(gs.Fault("layers.3", "forward"))
@@ -60,17 +61,17 @@ def first_nonfinite(
     """Return the first layer that produces NaN or Inf in one forward and one backward pass; None if there is no fault.
 
     NaN or Inf are a fault only if the loss, the gradient of a parameter or the gradient of the input depends on them.
-    The fault is sought backward from there, in this order: (1) a layer with non-finite parameters; (2) the first
-    operation of the forward pass that makes NaN or Inf from finite numbers; (3) the first operation of the backward
-    pass that receives finite gradients and passes on one that is not finite.  Then the layer that ran this operation
-    is returned.  Constants on purpose, such as masks of -inf, are no fault unless the loss itself is not finite.
-    Without ``loss_fn``, the sum of the outputs is the loss.  A fault of ``loss_fn`` has "loss" as its layer.
+    The layer is returned that comes first in this order: (1) a layer with non-finite parameters; (2) the layer that ran
+    the first operation of the forward pass that makes NaN or Inf from finite numbers; (3) the layer that ran the first
+    operation of the backward pass that makes a non-finite gradient from finite ones.  Intended constants, such as
+    masks of -inf, are a fault only if the loss itself is not finite.  Without ``loss_fn``, the sum of the outputs is
+    the loss.  A fault of ``loss_fn`` has "loss" as its layer.
 
     Arguments:
         model: Any module; it is left exactly as it was.
         data, forward, loss_fn: As for `gradscope.gsc`, but a single batch.
 
-    Cost: a forward and a backward pass, and one device synchronization for each tensor of both.
+    Cost: one forward and one backward pass, and one device synchronization for each tensor of these passes.
 
     Raises:
         ValueError, TypeError: The data have a wrong form, or NaN or Inf in the data reach the loss; see

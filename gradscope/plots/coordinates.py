@@ -31,15 +31,16 @@ def coordinates(
     axis: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Axes with a length of each layer against width or depth, both on logarithmic scales.
+    """Axes with the size of activations, gradients or updates, or GSC, of each layer against width or depth.
 
-    Lines are means over seeds, and bands are one standard deviation.  Thick lines are layers whose exponent differs
-    from the expected one.  Labels hold the exponents, with the verdict if it is not "agrees".
+    Both scales are logarithmic, so the slope of a line is the exponent of the layer.  Lines are means over seeds, and
+    bands are one standard deviation.  Thick lines are layers whose exponent differs from the expected one.  Labels hold
+    the exponents, with the verdict if it is not "agrees".
 
     Arguments:
         data: What `gradscope.coordinate_check` returns, or its frame; only the former has exponents and verdicts.
         quantity: activation_rms, activation_change_rms, activation_gradient_rms, update_effect_rms, update_rms or gsc.
-        step: Optimizer steps before; the last one by default.
+        step: Number of optimizer steps before the measurement; by default the largest one in the frame.
         axis: "width" or "depth"; by default the first one in the frame.
         ax: Where to draw; a new figure by default.
 

@@ -43,11 +43,11 @@ def profile(
     data: Any, *, hue: str | None = None, style: str | None = None,
     notes: Mapping[tuple[str, ...], str] | None = None, ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Axes with log10 GSC from every layer to the last target, against the number of layers between the two.
+    """Axes with log10 GSC of every layer with respect to the last target, against the number of layers between the two.
 
     Lines are means over the seeds with the same hue and style; bands are one standard deviation between these seeds.
-    With one seed, bands are the 95 % intervals of the numbers.  Labels hold the growth of up to eight curves, in the
-    words of `gradscope.Growth`.  Colors are the next ones of the Axes.
+    With one seed, bands are the 95 % intervals of the values.  If there are at most eight curves, each label holds the
+    growth rate and its verdict; see `gradscope.Growth`.  Colors are the next ones of the color cycle of the Axes.
 
     Arguments:
         data: A `gradscope.Profile` or `gradscope.Matrix`, a tidy frame with rows of quantity "gsc" (or
@@ -55,7 +55,8 @@ def profile(
             these.
         hue, style: Columns that determine the color and the dashes of a curve.  By default, ``hue`` is the only column
             that distinguishes the networks, such as the names of a dict.
-        notes: Texts to add to the labels of curves instead of growth; the keys are a curve's values of hue and style.
+        notes: Texts to add to the labels of curves instead of growth; a dict whose keys are tuples of a curve's values
+            of hue and style.
         ax: Where to draw; a new figure by default.
 
     Raises:
@@ -76,9 +77,9 @@ def profile(
 def named_profile(
     data: Any, *, hue: str | None = None, notes: Mapping[tuple[str, ...], str] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """The curves of `profile` against named layers in execution order.
+    """Axes with the log10 GSC curves of `profile`, against the names of the layers in execution order.
 
-    Arguments and errors are those of `profile`.  Names that have no room are left out.
+    Arguments and errors are those of `profile`.  Names for which there is no room are left out.
 
     >>> import torch, gradscope as gs
     >>> measured = gs.gsc(gs.models.MLP(depth=2, width=8), torch.randn(16, 8))
@@ -96,12 +97,13 @@ def named_profile(
 
 @checked
 def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axes:
-    """The Axes of `profile`, with thin lines and markers of predicted log10 GSC added in the network's color.
+    """Add predicted log10 GSC to the Axes of `profile`, as thin lines with markers in the network's color; return them.
 
     Arguments:
         predicted: A `gradscope.meanfield.Prediction`, a dict from names of networks to these, or a frame with columns
-            ``depth_from_output``, ``log10_value`` and the keys; one line per combination of keys.
+            ``depth_from_output``, ``log10_value`` and those named by ``keys``.
         keys: The column that determines the color and, optionally, one that determines the shape of the markers.
+            There is one line per combination of their values.
 
     >>> predicted = pd.DataFrame({"depth_from_output": [0, 1], "log10_value": [0.0, 0.2], "activation": "tanh"})
     >>> ax = theory(predicted, ["activation"], ax=axes(None))
@@ -151,8 +153,9 @@ def statistic(
 ) -> Axes:  # fmt: skip
     """Axes with a statistic of each layer, such as "sign_diversity", against the layer's index from the input.
 
-    Arguments and errors are those of `profile`; `gradscope.measure` makes such frames.  Bands of one seed show
-    1.96 standard errors.  With ``log10``, the logarithm is drawn wherever it is finite.
+    Arguments and errors are those of `profile`, but the rows are those of ``quantity``, for example in a frame of
+    `gradscope.measure`.  With one seed, bands are 1.96 standard errors.  With ``log10``, the logarithm of the statistic
+    is drawn where it is finite.
 
     >>> import torch, gradscope as gs
     >>> frame = gs.measure(gs.models.MLP(depth=3, width=8), torch.randn(16, 8))

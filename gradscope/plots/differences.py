@@ -17,9 +17,10 @@ CURVES = {"local_distance": "given equal inputs", "distance": "whole difference"
 
 @checked
 def difference(data: Any, *, ax: Axes | None = None) -> Axes:
-    """Axes with the relative distance of every layer between two models, and gray steps for what rounding explains.
+    """Axes with the relative distance between the outputs of every layer in two models, and gray steps for rounding.
 
-    Points that lie above what rounding explains of them are filled.  A distance of 0 lies on the lower edge.
+    The gray steps show the distance that rounding errors explain.  Filled points differ by more than rounding explains.
+    A distance of 0 is drawn on the lower edge.
 
     Arguments:
         data: A `gradscope.Difference` of two models, or its frame.

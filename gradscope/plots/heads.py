@@ -27,14 +27,14 @@ BESIDE, BELOW = 3.6, 0.9  # inches for names and color bars, and for the lower a
 def attention(
     data: Any, quantities: Sequence[str] = (ENTROPY, LOGIT), *, axes: Sequence[Axes] | None = None
 ) -> tuple[Axes, ...]:
-    """Axes with maps of attention heads, one map per quantity: layers (input on top) against heads.
+    """Axes with maps of statistics of attention heads, one map per quantity: layers (input on top) against heads.
 
-    Maps of at most 12 layers and 12 heads hold the numbers.  Heads that a layer does not have are gray.
+    In maps of at most 12 layers and 12 heads, every cell shows its number.  Heads that a layer does not have are gray.
 
     Arguments:
         data: What `gradscope.attention` returns, its frame, a list of these (networks that differ in their seeds), or
             one record of a `gradscope.Monitor`.
-        quantities: Such as "relative_attention_entropy" (on a scale from 0 to 1), "largest_attention_logit",
+        quantities: Names such as "relative_attention_entropy" (on a scale from 0 to 1), "largest_attention_logit",
             "first_key_share", "effective_keys".
         axes: Where to draw, one for each quantity; a new figure by default.
 

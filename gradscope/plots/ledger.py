@@ -23,12 +23,15 @@ SHARES = {"skip_share": "skip", "branch_share": "branch", "cross_share": "cross 
 
 @checked
 def residual(data: Any, *, axes: Sequence[Axes] | None = None) -> tuple[Axes, ...]:
-    """Three Axes, one below the other, against the residual additions in execution order.
+    """Three Axes that show the residual stream at every residual addition x + f(x), in execution order.
 
-    Above, the root mean square of stream and writes; then their ratio.  Writes of one kind, whose names differ only in
-    numbers, are one curve.  Below, the shares of the squared Jacobian that pass through the skip and the branch, and
-    the size of their cross term, with hollow markers where the cross term is negative.  All scales are logarithmic.
-    Bands are 95 % intervals, where standard errors are known.
+    - Top: the root mean squares of the stream x and of the write f(x).
+    - Middle: the root mean square of the write divided by that of the stream.
+    - Bottom: the shares of the squared Jacobian that pass through the skip and through the branch, and the size of
+      their cross term.  Markers are hollow where the cross term is negative.
+
+    Writes whose names differ only in numbers are one curve.  All scales are logarithmic.  Bands are 95 % intervals,
+    where standard errors are known.
 
     Arguments:
         data: A `gradscope.Residual`, or its frame.

@@ -19,12 +19,15 @@ LEAST_LIMIT = 0.05  # of log10 rates, so that the colors of stable networks are 
 
 @checked
 def phase_diagram(diagram: PhaseDiagram, *, points: Any = None, ax: Axes | None = None) -> Axes:
-    """Axes with chi_1 against weight and bias variance, the critical line chi_1 = 1, and measured networks.
+    """Axes with a map of chi_1, the growth factor of squared gradients per layer, over weight and bias variance.
+
+    A black line marks the critical points, where chi_1 = 1.  Measured networks are added as points.
 
     Arguments:
         diagram: What `gradscope.meanfield.phase_diagram` returns.
-        points: One row per measured network, with columns ``weight_variance``, ``bias_variance`` and ``rate``; or
-            results with the first two columns, whose growth is computed.  Their rates set the color scale.
+        points: Measured networks: a frame with one row per network and the columns ``weight_variance``,
+            ``bias_variance`` and ``rate``.  Without ``rate``, a tidy frame of GSC, from which the rates are computed.
+            The color scale covers the rates of the points, if there are any.
         ax: Where to draw; a new figure by default.
 
     >>> import gradscope as gs
@@ -72,7 +75,7 @@ def matrix(
     Arguments:
         data: A `gradscope.Matrix`, a list of these (networks that differ in their seeds), or a tidy frame with rows of
             quantity "gsc" for several targets.  A `gradscope.Profile` gives one row.
-        limits: Ends of the color scale, for several panels with one scale; by default from the data, symmetric about 0.
+        limits: Ends of the color scale, for panels that share a scale; by default from the data, symmetric about 0.
         colorbar: Whether to draw a color bar.
         ax: Where to draw; a new figure by default.
 

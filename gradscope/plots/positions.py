@@ -24,18 +24,22 @@ WORDS = {"target_position": "target position $t$", "source_position": "source po
 
 @checked
 def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
-    """Axes with GSC by position: a heat map of the blocks of one layer, or curves with 95 % intervals of several.
+    """Axes with GSC by position: a heat map of one layer over source and target positions, or curves of several layers.
+
+    Curves have 95 % intervals.  They show GSC against the position, or against the lag between two positions.
 
     Arguments:
         data: A `gradscope.Positions`, its frame, or a frame of its ``lag_profile()``.
-        layers: Names of layers.  By default the first one for blocks, otherwise up to five from input to output.
+        layers: Names of layers.  By default the first layer for a heat map, and up to five layers for curves.
         ax: Where to draw; a new figure by default.
 
-    Blocks that are exactly zero are gray, and blocks below a millionth of the largest one have the darkest color.  In a
-    lag profile, the circles at the left end are the first source positions, apart from all lags.
+    In a heat map, each pair of positions has a color.  A value of exactly zero is gray, and values below a millionth of
+    the largest one have the darkest color.  In curves over the lag, the circles at the left end are the first source
+    positions, which count for no lag.
 
     Raises:
-        ValueError: The frame has no blocks or no lags, or no layer of that name; or a heat map of several layers.
+        ValueError: The frame has no GSC by position or lag, or no layer of that name, or a heat map would have several
+            layers.
 
     >>> import torch, gradscope as gs
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm((3, 4)), torch.nn.Linear(4, 2))

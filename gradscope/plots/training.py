@@ -53,9 +53,9 @@ def evolution(
     data: Any, quantity: str = "gsc", *, limits: tuple[Finite, Finite] | None = None, colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Axes with a heat map of a quantity's log10, averaged over seeds: layers (input on top) against steps.
+    """Axes with a heat map of log10 of a quantity during training: layers (input on top) against steps.
 
-    Zeros are black and missing records gray, and a legend says so.
+    Colors are means over seeds.  Zeros are black and missing records are gray; a legend explains these two colors.
 
     Arguments:
         data: A `gradscope.Monitor`, its frame, or a list of these (networks that differ in their seeds).
@@ -98,10 +98,11 @@ def evolution(
 
 @checked
 def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
-    """Axes with log10 GSC of every layer to the last target, at the first and at the last record.
+    """Axes with log10 GSC of every layer with respect to the last target, at the first and at the last record.
 
-    At each layer, the line is the mean over the seeds in which GSC is not zero, and the band is one standard deviation,
-    or with one seed the 95 % interval.  The legend counts the layers where GSC is zero in at least one seed.
+    Lines are means over the seeds; a seed is left out at layers where its GSC is zero.  Bands are one standard
+    deviation between seeds, or with one seed the 95 % interval.  The legend counts the layers where GSC is zero in at
+    least one seed.
 
     Arguments and errors are those of `evolution`.
 
@@ -130,12 +131,12 @@ def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
 
 @checked
 def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
-    """Axes with one line per layer: the geometric mean of a quantity over seeds, on a logarithmic scale, against steps.
+    """Axes with a quantity during training, one line per layer, on a logarithmic scale against steps.
 
-    Bands are a factor of one standard deviation of log10 between seeds, or with one seed the 95 % interval.  Each layer
-    has its own color (from the input to the output through the color map) and a marker, and its name stands at the
-    right end; of many layers, every n-th is named.  Where the quantity is zero, the line has a gap; the name is then
-    followed by "(zero at times)".  Beyond 1e200, the axis shows log10 itself.
+    Lines are geometric means over seeds.  Bands are one standard deviation of log10 between seeds, or with one seed the
+    95 % interval.  Colors run through the color map from the input to the output, and the name of a layer stands at the
+    right end of its line.  If there are many layers, every n-th is named.  Where the quantity is zero, the line has a
+    gap, and the name is followed by "(zero at times)".  Beyond 1e200, the axis shows log10 of the quantity.
 
     Arguments and errors are those of `evolution`.
 

@@ -32,13 +32,16 @@ RATES = "gradscope.growth: columns rate, rate_low, rate_high and verdict, one ro
 
 @checked
 def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
-    """Axes with measured rates and 95 % intervals against 1 / width, and mean field as a star at infinite width.
+    """Axes with measured growth rates of GSC and their 95 % intervals against 1 / width.
+
+    If mean-field rates are given, they are drawn as stars at infinite width.
 
     Arguments:
-        data: One row per network, with columns ``width``, ``rate``, ``rate_low``, ``rate_high``, optionally ``theory``
-            and the column ``hue``, which determines the color; or results with column ``width`` as for `profile`, whose
-            rates are computed.
-        hue, ax: As in `profile`.
+        data: A frame with one row per network and the columns ``width``, ``rate``, ``rate_low`` and ``rate_high``, and
+            optionally ``theory``, the mean-field rate.  Without ``rate``, a tidy frame of GSC with the column
+            ``width``, from which the rates are computed.
+        hue: The column that determines the color of a curve.
+        ax: Where to draw; a new figure by default.
 
     >>> rates = {"rate": 1.2, "rate_low": 1.1, "rate_high": 1.3, "theory": 1.25}
     >>> convergence(pd.DataFrame({"width": [50, 100], "norm": "layer", **rates}), hue="norm").texts[0].get_text()
@@ -84,14 +87,16 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
 
 @checked
 def rates(data: Any, *, ax: Axes | None = None) -> Axes:
-    """Axes with the growth rate of each network, its 95 % interval and its verdict.
+    """Axes with the growth rate of GSC of each network, its 95 % interval and its verdict.
 
-    Strokes show mean field.  The vertical line marks rate 1, where coefficients neither grow nor shrink.
+    Short vertical strokes show mean-field rates.  The long vertical line marks rate 1, at which GSC neither grows nor
+    shrinks.
 
     Arguments:
-        data: `gradscope.Growth`, or a dict from names of networks to these; results as for `profile`, whose growth is
-            computed; or one row per network, from top to bottom, with columns ``network``, ``rate``, ``rate_low``,
-            ``rate_high`` and ``verdict`` as in `gradscope.Growth`, and optionally ``theory`` (may be null).
+        data: A `gradscope.Growth`, or a dict from names of networks to these.  Or anything that `profile` draws; growth
+            is then computed.  Or a frame with one row per network and the columns ``network``, ``rate``, ``rate_low``,
+            ``rate_high`` and ``verdict``, as in `gradscope.Growth`.  The column ``theory``, the mean-field rate, is
+            optional and may have nulls.
         ax: Where to draw; a new figure by default.
 
     >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}

@@ -33,11 +33,11 @@ def report_frame(
 
     Arguments:
         frame: Tidy frame with rows of quantity "gsc".  Column ``network`` names the networks, and ``seed`` their
-            repetitions; without these columns there is one network, or one repetition.  Of several steps of training,
-            the last is shown.
+            repetitions.  Without column ``network`` there is one network; without ``seed``, one repetition.  If the
+            frame has several steps of training, the last one is shown.
         path: The file to write.
-        growth: Growth rates as for `gradscope.plots.rates`; computed by default.
-        theory: Predicted curves: columns network, depth_from_output, log10_value.
+        growth: Growth rates in a frame as for `gradscope.plots.rates`; computed by default.
+        theory: Predicted curves, in a frame with columns ``network``, ``depth_from_output`` and ``log10_value``.
         title, about: Title of the page, and a sentence below it.
 
     Raises:

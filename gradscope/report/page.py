@@ -57,11 +57,15 @@ def report(
 ) -> Path:
     """Measure a model, write one self-contained HTML page about it, and return the path of the page.
 
-    The page begins with the verdict in words: growth of GSC, its rate with the interval, what it means, what to do.
-    Then follow the profile with intervals and mean-field theory, all pairs of layers, a table of all layers that sorts
-    and filters, the results of `gradscope.check` and `gradscope.compare`, what the numbers rest on, and how they were
-    made.  The page loads nothing from a network and is smaller than 2 MB.  A measurement that the model does not allow
-    is replaced by the reason.
+    The page begins with the verdict on the growth of GSC, the rate with its interval, and advice.  Then follow:
+
+    - GSC of every layer with its interval and mean-field theory, and GSC of all pairs of layers;
+    - a table of all layers that can be sorted and filtered;
+    - the results of `gradscope.check` and `gradscope.compare`;
+    - remarks on the measurement, its settings and the software.
+
+    The page needs no internet connection and is smaller than 2 MB.  If the model does not allow a measurement, the page
+    gives the reason instead.
 
     Arguments:
         model, data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.  GSC is that of
@@ -69,10 +73,10 @@ def report(
         path: The file to write.
         loss_fn: As for `gradscope.measure`: ``data`` is then a pair (inputs, labels), and the table of layers also
             has statistics of gradients.
-        matrix, check, compare: Whether to measure all pairs, to run `gradscope.check`, to run `gradscope.compare`.
-            A result that you already have can be given as ``check`` or ``compare``; it is shown as it is.
-        monitor: A `Monitor`, or its frame: the page then shows GSC during training and the warnings.
-        title: Title of the page; by default it names the class of the model.
+        matrix: Whether to measure GSC of all pairs of layers.
+        check, compare: Whether to run `gradscope.check` and `gradscope.compare`; or a result of theirs, to be shown.
+        monitor: A `Monitor`, or its frame.  The page then shows GSC during training and the warnings.
+        title: Title of the page; by default it contains the name of the model's class.
 
     Cost: that of `gradscope.gsc`, `gradscope.gsc_matrix`, `gradscope.measure`, `gradscope.check` and
     `gradscope.compare` together.  The first page of a process takes a few seconds more.

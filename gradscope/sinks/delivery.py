@@ -96,16 +96,16 @@ class _Outlet:
 
 @checked
 class Sinks:
-    """Sends named values to all sinks of a run; a sink that fails never stops a training.
+    """Sends named values to all sinks (trackers or files) of a run; a sink that fails never stops the training.
 
     Arguments:
-        targets: Each a sink of `gradscope.sinks` or of your own (``write(step, values)``, and optionally
-            ``close(error)``); an object with ``log(values, step=)``, such as a run of wandb or trackio; an object with
-            ``log_metrics(values, step=)``, such as the module mlflow with an active run, or a logger of Lightning; or
-            a ``SummaryWriter``.
+        targets: A list of sinks.  A sink is one of `gradscope.sinks`, or your own object with ``write(step, values)``
+            and optionally ``close(error)``; an object with ``log(values, step=)``, such as a run of wandb or trackio;
+            an object with ``log_metrics(values, step=)``, such as the module mlflow with an active run, or a logger of
+            Lightning; or a ``SummaryWriter``.
 
     An exception in a sink causes one `SinkWarning`.  After three failures in a row the sink is given up.  Only sinks
-    with ``write`` are closed by `close`; other objects belong to the caller.
+    with ``write`` are closed by `close`; the caller closes other objects.
 
     Raises:
         TypeError: A target has none of these methods.
@@ -149,9 +149,10 @@ class Sinks:
 
 @checked
 def values_of(frame: pd.DataFrame) -> dict[str, float]:
-    """Return the numbers of a monitor record by name: ``log10_gsc/layer`` for GSC, ``quantity/layer`` for the rest.
+    """Return a dict of the numbers in a monitor record, with names ``log10_gsc/layer`` and ``quantity/layer``.
 
-    Of the heads of a layer, the least relative entropy counts, and the largest value of other quantities.
+    For attention heads, there is one number per layer: the smallest relative entropy of its heads, and for other
+    quantities the largest value.
 
     >>> import gradscope as gs
     >>> gs.sinks.values_of(gs.frames.observed("gradient_norm", 0.5, layer="conv1"))

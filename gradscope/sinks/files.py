@@ -27,8 +27,8 @@ class TensorBoard:
 
     Arguments:
         folder: The folder that ``tensorboard --logdir`` shows.
-        begin: The step at which a run begins or resumes; TensorBoard discards values that earlier files in the folder
-            hold for this step and later ones.  None: it keeps all values.
+        begin: The step at which a run begins or resumes.  TensorBoard then discards the values in earlier files of the
+            folder for this step and later ones.  If None, all values are kept.
 
     Raises:
         ModuleNotFoundError: The package ``tensorboard`` is missing.
@@ -49,7 +49,8 @@ class TensorBoard:
         """Write one scalar per value, as one event.
 
         Raises:
-            OSError: The event could not be written; the next call begins a new file, because this one may end amid it.
+            OSError: The event could not be written.  The next call begins a new file, because the present one may end
+                in the middle of the event.
         """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -84,14 +85,14 @@ class TensorBoard:
 
 @checked
 class MLflow:
-    """Writes metrics to a run of MLflow, which is created at once.
+    """Writes metrics to a run of MLflow, which is created together with this object.
 
     Arguments:
         store: A folder for a local store, or the URI of a tracking server.
         experiment: Name of the experiment, which is created if it does not exist.
         name: Name of the run.
         config: Parameters of the run; nested names are joined by dots.
-        id_file: Keeps the id of the run.  If the file exists, that run is continued.
+        id_file: File that keeps the id of the run.  If the file exists, its run is continued.
 
     MLflow cannot delete values: the history has two values for each step that is repeated after an interruption.
     To write to the active run of ``mlflow.start_run``, give the module mlflow itself as a sink.
@@ -156,7 +157,7 @@ class MLflow:
         return run
 
     def write(self, step: int, values: Values) -> None:
-        """Log the values as batches of metrics."""
+        """Log the values of a step as metrics."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -165,6 +166,6 @@ class MLflow:
             self._client.log_batch(self._run, metrics[begin : begin + MOST_METRICS])
 
     def close(self, error: BaseException | None = None) -> None:
-        """Set the status of the run: finished, failed, or killed by the user."""
+        """Set the status of the run: finished, or after an ``error`` failed, or killed by the user."""
         ended = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
         self._client.set_terminated(self._run, ended)

@@ -53,23 +53,25 @@ def jacobian_coherence(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> Coherence:
-    """Coherence of the Jacobian of every layer over the data: |E J|_F^2 / E |J|_F^2, from 0 to 1.
+    """Coherence |E J|_F^2 / E |J|_F^2 of the Jacobians J of each layer over samples: 1 if all J are equal, at least 0.
 
-    E |J|_F^2 = |E J|_F^2 + E |J - E J|_F^2.  The coherence is the share of the first part: what one linear map can
-    hold that replaces the layers between f_k and f_l for all samples.  It is 1 for an affine network, for any
-    cotangents, and about 1 / 2 after a layer of ReLUs that are active for half of the samples, each at random.
+    J is the Jacobian of the target f_l with respect to the layer f_k for one sample, and E the mean over samples.
+    E |J|_F^2 is the sum of |E J|_F^2 and E |J - E J|_F^2, and the coherence is the fraction of the first summand.  So
+    it measures how well a single linear map can replace the layers between f_k and f_l for all samples.  The coherence
+    is 1 for an affine network.  It is about 1 / 2 after one layer of ReLUs if each ReLU is active for a random half of
+    the samples.
 
     Arguments:
         model, data, forward, layers, target, loss_fn: As for `gradscope.gsc`.  Samples must not be coupled, and each
-            batch needs three of them, because the pairs of samples are those within batches.
-        probes: ``"exact"`` (d_l cotangents), a number of random cotangents per batch, or ``"auto"``: exact up to 128,
-            otherwise 40.
+            batch needs at least three, because pairs of samples within a batch are compared.
+        probes: ``"exact"`` (as many cotangents as f_l has entries), a number of random cotangents per batch, or
+            ``"auto"``: exact up to 128, otherwise 40.
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
         A `Coherence`.  Its intervals are for the data set from which the samples were drawn independently.
 
-    Cost: one forward pass and one backward pass per cotangent, and two passes over every gradient in float64.
+    Cost: one forward pass, and for each cotangent one backward pass and two passes over every gradient in float64.
 
     Raises:
         ValueError: Coupled samples, a batch of fewer than three, a layer without samples along its leading dimension, a
@@ -103,12 +105,13 @@ def jacobian_coherence(
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Coherence:
-    """Coherence of the Jacobian of every layer to one target; made by `gradscope.jacobian_coherence`.
+    """Coherence over samples of the Jacobians with respect to every layer; made by `gradscope.jacobian_coherence`.
 
-    ``layers``: names in execution order; the target, with coherence 1, is last.  ``values``: (layers,), an estimate
-    may lie below 0.  ``stderr_sample``: standard error due to the choice of samples, by the jackknife.
-    ``stderr_probe``: standard error due to the choice of probes, for these samples; 0 if exact, NaN with one probe.
-    ``num_probes``: random cotangents per batch.
+    - ``layers``: names in execution order; the target, with coherence 1, is last.
+    - ``values``: coherence of each layer; an estimate may lie below 0.
+    - ``stderr_sample``: standard errors due to the choice of samples, by the jackknife.
+    - ``stderr_probe``: standard errors due to the choice of probes, for these samples; 0 if exact, NaN with one probe.
+    - ``num_probes``: random cotangents per batch.
 
     >>> import gradscope as gs
     >>> affine = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
@@ -130,7 +133,7 @@ class Coherence:
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Coherence:
-        """The coherence of all batches together."""
+        """Return the coherence of all batches together, from the sums of each batch."""
         first, top = parts[0], np.max([part.exponents for part in parts], axis=0)
         shifts = [2 * (part.exponents - top)[:, None] for part in parts]
         p, q = (
@@ -174,11 +177,11 @@ class Coherence:
         )
 
     def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
-        """Return both ends of intervals that contain each coherence of the data set with probability ``level``.
+        """Return both ends of intervals that contain each coherence of the data set with the probability ``level``.
 
         The data set is the population from which the samples were drawn independently.  Variances due to probes and
-        samples add, with Student's t.  The interval is symmetric in ln(1 - coherence), and lies within [0, 1].  Both
-        ends are NaN if an error is unknown, or with fewer than ten samples.
+        samples are added, and the quantile is that of Student's t.  The interval is symmetric in ln(1 - coherence), and
+        lies within [0, 1].  Both ends are NaN if an error is unknown, or with fewer than ten samples.
         """
         error, gap = self._stderr, 1 - self.values
         margin = special.stdtrit(self._freedom, 0.5 + level / 2) * error
@@ -191,7 +194,7 @@ class Coherence:
         return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame, one row per layer, of quantity "jacobian_coherence"."""
+        """Return a tidy frame with one row per layer, of the quantity "jacobian_coherence"."""
         return frames.tidy(
             {
                 "layer": self.layers,

@@ -133,14 +133,17 @@ class Blocks(WithIntervals):
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Positions(Profile):
-    """GSC of every layer to one target, and its blocks by position; made by `gradscope.gsc` with ``positions=``.
+    """GSC of every layer with respect to one target, split by position (token); made by `gradscope.gsc(positions=...)`.
 
-    A `Profile`, whose values are the sums over all blocks.  In addition:
+    It is a `Profile`, and GSC of a layer is the sum over its blocks.  A block GSC_ts is the part of GSC from the source
+    position s to the target position t.  The additional attributes are:
 
-    ``by``: which positions are split, "source", "target" or "both".  ``position_dim``: their dimension.
-    ``blocks``: the `Blocks` GSC_ts, with arrays (layers, T_target or 1, T_source or 1), errors and ``interval()``.
+    - ``by``: which positions are split, "source", "target" or "both".
+    - ``position_dim``: dimension of the positions in layers.
+    - ``blocks``: log10 GSC_ts with errors and ``interval()``, in arrays (layers, target positions, source positions).
+      Positions that are not split have the size 1.
 
-    A network that shifts a sequence by one position:
+    The example is a network that shifts a sequence by one position:
 
     >>> import torch
     >>> import gradscope as gs
@@ -165,7 +168,7 @@ class Positions(Profile):
     blocks: Blocks
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame: rows of quantity "gsc" as in `Profile.to_frame`, then one row per block.
+        """Return a tidy frame: the rows of `Profile.to_frame`, then one row per block (pair of positions).
 
         The blocks have the quantity "gsc_by_position" and the columns ``target_position`` and ``source_position``,
         which are null where positions are not split.
@@ -180,18 +183,19 @@ class Positions(Profile):
 
     @checked
     def lag_profile(self, *, sinks: Count = 1) -> pd.DataFrame:
-        """Return the mean GSC of a block at every lag t - s, and of the first source positions apart.
+        """Return the mean of the blocks GSC_ts at every lag t - s, and separately for the first source positions.
 
         Arguments:
-            sinks: The first source positions, which attention often uses as sinks.  They count for no lag.
+            sinks: Number of first source positions that are treated separately, because attention often uses them as
+                sinks.
 
         Returns:
-            A tidy frame: quantity "gsc_by_lag" with column ``lag``, and "gsc_of_sink" with ``source_position``, the
-            mean over all target positions.  ``num_blocks`` blocks are behind each mean.  Errors due to samples are
-            upper bounds, because all blocks share their samples.
+            A tidy frame.  The quantity "gsc_by_lag" has the column ``lag``.  The quantity "gsc_of_sink" has the column
+            ``source_position``, and is a mean over all target positions.  ``num_blocks`` is the number of blocks in
+            each mean.  Errors due to samples are upper bounds, because all blocks share their samples.
 
         Raises:
-            ValueError: Positions of source and target are not both split, or all are sinks.
+            ValueError: Positions of source and target are not both split, or all source positions are sinks.
         """
         num = self.blocks.log10_values.shape[2]
         if self.by != "both":
@@ -214,7 +218,7 @@ class Positions(Profile):
         return importlib.import_module("gradscope.plots").positions(self, ax=ax, **options)
 
     def summary(self) -> str:
-        """Return what ``print`` shows: the summary of the profile, and the number of blocks."""
+        """Return the text that ``print`` shows: the summary of the profile, and the number of blocks."""
         _, rows, columns = self.blocks.log10_values.shape
         sources = self.blocks.log10_values[[name != self.target for name in self.blocks.layers]]
         split = (

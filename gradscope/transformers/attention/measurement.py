@@ -64,9 +64,10 @@ NOT_SEEN = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AttentionHeads:
-    """Statistics of every call of attention, per head, with the calls that were seen and the modules without any.
+    """Statistics of the attention heads of a network; made by `gradscope.attention`.
 
-    ``frame``: what `to_frame` returns.  ``description``: what `describe` returns.
+    ``frame``: the statistics, as `to_frame` returns them.  ``description``: which calls of attention were found, as
+    `describe` returns it.
 
     >>> import torch, gradscope as gs
     >>> model = gs.models.GPT(vocabulary=11, length=8, width=8, depth=1, heads=2)
@@ -79,23 +80,23 @@ class AttentionHeads:
     description: Description
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy frame, one row per quantity, call and head, with the columns ``head`` (from 0), ``low`` and ``high``.
+        """Return a tidy frame, one row per quantity, call and head; with the columns ``head``, ``low`` and ``high``.
 
-        ``low`` and ``high`` are the ends of the 95 % interval of ``value``; null if it is unknown.  A negative logit
-        has no ``log10_value``.
+        Heads are numbered from 0.  ``low`` and ``high`` are the ends of the 95 % interval of ``value``; null if
+        unknown.  ``log10_value`` is null for a negative logit.
         """
         return self.frame
 
     def describe(self) -> Description:
-        """Which function was seen in which module, what was not counted, and which modules saw no attention.
+        """Return a frame of all calls of attention that were found, and of modules in which none was found.
 
-        The frame has one row per call, with its mask and the number of fully masked queries, and one row per module
-        that looks like attention but saw none, where ``function`` is missing and ``note`` says why.
+        There is one row per call, with its mask and the number of fully masked queries.  There is also one row per
+        module that looks like attention but computed none.  Here ``function`` is missing, and ``note`` says why.
         """
         return self.description
 
     def plot(self, **options: Any) -> Any:
-        """Return matplotlib Axes with maps of heads and layers: `gradscope.plots.attention` with these options."""
+        """Return matplotlib Axes with maps of heads and layers; options are those of `gradscope.plots.attention`."""
         # Imported on first use, because matplotlib is slow to import.
         return importlib.import_module("gradscope.plots").attention(self.frame, **options)
 
@@ -126,37 +127,37 @@ class AttentionHeads:
 def attention(
     model: nn.Module, data: Any, *, forward: Forward | None = None, collapsed: Level = COLLAPSED
 ) -> AttentionHeads:
-    """Return entropy, logits and shares of keys of every attention head, with errors over sequences.
+    """Return statistics of every attention head: entropy, logits and weights on special keys, with standard errors.
 
-    Attention is seen wherever ``scaled_dot_product_attention`` runs, or a softmax whose result is multiplied with
-    values, in whatever module (`gradscope.transformers.attention.interception`).  With p the attention of a query over
-    n keys that are not hidden, the quantities are means over queries and sequences, unless said otherwise:
+    In every module, calls of ``scaled_dot_product_attention`` are measured, and softmax operations whose result is
+    multiplied with values (`gradscope.transformers.attention.interception`).  Let p be the attention weights of a query
+    on its n keys that are not masked.  The quantities are means over queries and sequences, unless stated otherwise:
 
-    - ``attention_entropy`` in nats, and ``relative_attention_entropy``, divided by ln n (queries with n > 1);
-      ``collapsed_fraction`` of these queries, whose relative entropy is below ``collapsed``.
-    - ``effective_keys`` exp(entropy), and ``participation_ratio`` 1 / sum p^2.
-    - ``largest_attention_logit`` over everything, after scale and mask, and ``row_largest_attention_logit``, the mean
-      over queries of the largest logit.
-    - ``first_key_share`` and ``first_four_keys_share``: the weight on key 0, and on keys 0 to 3 (attention sinks).
-    - ``own_position_share``: the weight of query i on key i, if there are as many queries as keys.
+    - ``attention_entropy``: entropy of p in nats.  ``relative_attention_entropy``: entropy divided by ln n, for queries
+      with n > 1.  ``collapsed_fraction``: fraction of these queries whose relative entropy is below ``collapsed``.
+    - ``effective_keys``: exp(entropy).  ``participation_ratio``: 1 / sum p^2.
+    - ``largest_attention_logit``: maximum over all queries, keys and sequences, after scale and mask.
+      ``row_largest_attention_logit``: mean over queries of the largest logit of a query.
+    - ``first_key_share``, ``first_four_keys_share``: weight on key 0, and on keys 0 to 3 (attention sinks).
+    - ``own_position_share``: weight of query i on key i, if there are as many queries as keys.
 
     Arguments:
         model: Any module; it is not changed.
         data: B sequences: a tensor (B, ...), a mapping, or an iterable of such batches; as for `gradscope.gsc`.
-        forward: ``(model, batch) -> output``.
+        forward: A function ``(model, batch) -> output``.
         collapsed: Relative entropy below which a query counts as collapsed.
 
     Returns:
-        An `AttentionHeads`.  The standard error is that of the mean over B sequences, and the interval is Student's,
+        An `AttentionHeads`.  The standard error is that of the mean over B sequences.  The interval uses Student's t
         with at most B - 1 degrees of freedom (`gradscope.estimates.satterthwaite`).  Both are null for one sequence, if
-        all sequences agree, and for the largest logit.  Fully masked queries are left out and counted.  Queries at
-        padded positions count if they attend to something.
+        all sequences have the same value, and for the largest logit.  Fully masked queries are left out; `describe`
+        gives their number.  Queries at padded positions count if they attend to something.
 
-    Cost: one forward pass per batch, per call a product q k^T in float64, and one device synchronization.  The logits
-    are computed in blocks of a few MB (on other devices than the CPU, 256 MB).
+    Cost: one forward pass per batch.  Each call of attention needs another product q k^T in float64, and there is one
+    device synchronization.  The logits are computed in blocks of a few MB (256 MB on devices other than the CPU).
 
     Raises:
-        ValueError: No attention was seen, a logit is NaN or Inf, all queries of a head are fully masked, two batches
+        ValueError: No attention was found, a logit is NaN or Inf, all queries of a head are fully masked, two batches
             make different calls, there are more than 500 batches, or the data are invalid.
 
     >>> import torch, gradscope as gs

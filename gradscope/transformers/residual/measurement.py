@@ -54,12 +54,20 @@ SHOWN = 40  # additions that are printed
 class Residual:
     """The residual additions of a network in execution order; made by `gradscope.residual`.
 
-    ``writes``: names of the modules that made the writes.  ``blocks``: the innermost module around each sum.
-    ``skips``: "identity", "scaled" or "projection".  ``channels``: where the largest entry of each sum lies.
-    ``estimates``: quantity -> one `Estimate` per addition, None where the quantity does not exist.
-    ``stderr_probe``: share -> its standard error due to probes, (additions,); 0 if exact, NaN if unknown.
-    ``coupled``: whether samples influence each other; None if it was not needed (fewer than 30 samples, no basis).
-    ``num_probes``: random probes per batch, 0 if exact.  ``remarks``: what the result depends on and leaves out.
+    At an addition x + f(x), x is the skip and f(x) the write.  The attributes have one entry per addition:
+
+    - ``writes``: names of the modules whose outputs are the writes.
+    - ``blocks``: names of the innermost modules that contain the sums.
+    - ``skips``: kinds of the skips, "identity", "scaled" or "projection".
+    - ``channels``: channels of the largest entries of the sums.
+    - ``estimates``: a dict from each quantity to one `Estimate` per addition, or None where the quantity does not
+      exist.
+    - ``stderr_probe``: a dict from ``skip_share``, ``branch_share`` and ``cross_share`` to their standard errors due to
+      probes; 0 if exact, NaN if unknown.
+
+    Other attributes: ``num_probes`` is the number of random probes per batch, 0 if exact.  ``coupled`` says whether
+    samples influence each other.  It is None if this was not determined, because there is one batch of fewer than 30
+    samples and ``probes`` is a number.  ``remarks`` are sentences about what the result depends on and leaves out.
 
     >>> import torch, gradscope as gs
     >>> model = gs.models.MLP(depth=2, width=4, residual="identity", generator=torch.Generator().manual_seed(0))
@@ -81,7 +89,7 @@ class Residual:
     remarks: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy frame, one row per addition and quantity, with the columns ``block``, ``skip`` and ``stderr_probe``.
+        """Return a tidy frame, one row per addition and quantity, with columns ``block``, ``skip``, ``stderr_probe``.
 
         ``layer`` is the write, and ``index`` counts additions from 1.  The channel of the largest entry is the quantity
         ``outlier_channel``.  Quantities that may be negative (cosine, shares) have no logarithm.  A quantity that does
@@ -92,7 +100,7 @@ class Residual:
         return pd.concat(parts, ignore_index=True)
 
     def plot(self, *, axes: Any = None) -> Any:
-        """Three matplotlib Axes with a figure: see `gradscope.plots.residual`."""
+        """Return three matplotlib Axes with a figure; see `gradscope.plots.residual`."""
         # Imported on first use, because matplotlib is slow to import.
         return importlib.import_module("gradscope.plots").residual(self, axes=axes)
 
@@ -156,26 +164,29 @@ def residual(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Residual:
-    """What is added to the residual stream at each sum x + f(x), and how the gradient passes through skip and branch.
+    """Return what is added to the residual stream at each sum x + f(x), and the gradient through skip and branch.
 
-    A sum of two tensors of one shape is residual if one operand (the write f) is computed from x, and the other one
-    (the skip) is x ("identity"), x times a number or parameter ("scaled"), or x after linear or normalizing layers,
-    pooling or slicing ("projection").  Sums are found in the autograd graph, so any module will do.
+    A sum of two tensors of one shape is a residual addition if one of them (the write f) is computed from a tensor x,
+    and the other one (the skip) is x or a simple function of x.  There are three kinds of skips: x itself ("identity"),
+    x times a number or parameter ("scaled"), and x after linear or normalizing layers, pooling or slicing
+    ("projection").  Sums are found in the autograd graph of any module.
 
-    Quantities per addition, where q(z) is the mean of z^2 over entries and samples:
+    The quantities of an addition, where x is the skip, and q(z) the mean of z^2 over entries and samples:
 
-    - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).  x is the skip operand.
+    - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).
     - ``write_ratio``: sqrt(q(f) / q(x)).  ``write_cosine``: mean(x f) / sqrt(q(x) q(f)).
-    - ``sum_largest``, ``sum_p99``: largest and 99th percentile of |x + f| over its root mean square; ``sum_kurtosis``:
-      mean(d^4) / mean(d^2)^2 of the deviations d from the mean entry.  All three are means over samples.
+    - ``sum_largest``, ``sum_p99``: largest and 99th percentile of |x + f|, divided by its root mean square.
+      ``sum_kurtosis``: mean(d^4) / mean(d^2)^2 of the deviations d from the mean entry.  These three are computed for
+      each sample and averaged.
     - ``outlier_channel``: channel of the entry that is largest relative to the root mean square of its sample.
-    - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F over |S + W|_F^2, where S and W
-      are the Jacobians of the target with respect to x through the skip and through the branch.  With cotangents v,
-      v_out their gradient at the sum, and v_x at x: S v = v_out and W v = v_x - v_out.  They add up to 1.
+    - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F, each divided by |S + W|_F^2.
+      S and W are the Jacobians of the target with respect to x through the skip and through the branch.  The three
+      shares add up to 1.
+      If a cotangent v of the target has the gradient v_out at the sum and v_x at x, then S^T v = v_out and
+      W^T v = v_x - v_out.
 
     Arguments:
-        model, data, forward, target, loss_fn: As for `gradscope.gsc`; all batches of a stream count, and a stream must
-            end.
+        model, data, forward, target, loss_fn: As for `gradscope.gsc`.  A stream is measured to its end.
         probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact up to 128, otherwise 40.
         channel_dim: Dimension of the channels.  Default: 1 for four or more dimensions (images), otherwise the last.
         generator: Source of the probes.  Default: a fixed seed.
@@ -184,8 +195,8 @@ def residual(
     Returns:
         A `Residual`.  Standard errors over samples are unknown (None) for fewer than 30 samples and for coupled ones.
 
-    Cost: one forward pass, and per cotangent one backward pass.  A branch is pulled through a second time if x has
-    another way to the target than this sum (parallel branches, long connections), and in half precision.
+    Cost: one forward pass, and one backward pass per cotangent.  A second backward pass through a branch is needed if x
+    reaches the target in other ways than by this sum (parallel branches, long connections), and in half precision.
 
     Raises:
         ValueError: No residual addition lies between input and target, batches of a stream have different additions,
