@@ -164,12 +164,13 @@ def _origin(name: str, collected: Collected) -> str:
     source = results(name)
     hardware = manifest["hardware"]
     threads = listed(_all(hardware["num_threads"]), "or")
+    commits = [str(commit)[:10] for commit in _all(manifest["commit"])]
     facts = [
         f"{manifest['runs']} runs, {manifest['seconds']:.0f} s in total",
         f"{hardware.get('cpu', hardware['machine'])}, {threads} {'thread' if threads == '1' else 'threads'} per run"
         if hardware["gpu"] is None
         else str(hardware["gpu"]),
-        f"torch {manifest['versions']['torch']}, commit {str(manifest['commit'])[:10]}",
+        f"torch {manifest['versions']['torch']}, {'commit' if len(commits) == 1 else 'commits'} {listed(commits)}",
         *([str(manifest["note"])] if "note" in manifest else []),
     ]
     commands = [

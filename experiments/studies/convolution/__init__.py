@@ -97,12 +97,12 @@ connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. 
 {{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of CIFAR-10. The training
 images are mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for training.
 
-**Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure how much mean and variance
-of a pixel differ between positions. In stationary images, pairs of pixels with equal displacement have equal
-covariance. We measure how much of the differences between covariances (or correlations) displacement can explain.
-Each squared deviation is estimated as a product of two estimates, one from each half of the images. Their sampling
-errors are independent, so these errors cancel on average.
-The correlation r of neighbors is near 1 and cannot vary much. So the deviation of r over positions is divided by 1 - r.
+**Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure by how much the mean and
+the variance of a pixel differ between positions. In stationary images, pairs of pixels with equal displacement have
+equal covariance. We measure which fraction of the variance of these covariances (or correlations) over pairs the
+displacement explains. Each squared deviation is estimated as a product of two estimates, one from each half of the
+images. Their sampling errors are independent, so these errors cancel on average. The correlation r of neighbors is near
+1 and cannot vary much. So the deviation of r over positions is divided by 1 - r.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over {{num_seeds}} seeds. Each seed has another initialization, other measured

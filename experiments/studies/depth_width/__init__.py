@@ -39,7 +39,7 @@ def claims(collected: Collected) -> list[Claim]:
         end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
         says = f"Extrapolated to infinite width, the rate of {name(network)} agrees with mean field within tolerance"
         because = f"extrapolated log rate minus log rate of mean field: {end:+}; tolerance: {TOLERANCE:g}"
-        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; slope against 1 / width: {slope:+}"))
+        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; slope of the fitted line: {slope:+}"))
     return made
 
 

@@ -179,8 +179,8 @@ more: the changes of these layers act almost independently of each other.
 **Residual trick.** A trained layer l is the sum of the layer before training and the change by training. Its Jacobian
 is I_l + R_l, where I_l is the Jacobian of the layer before training, and R_l that of the change. The Jacobian of the
 network is the product of these sums over all layers. Multiplied out, this product has many terms. C^k is the sum of the
-terms that contain R_l of exactly k layers: the joint contribution of k trained layers, computed exactly by C^k_l = I_l
-C^k_(l-1) + R_l C^(k-1)_(l-1).
+terms that contain R_l of exactly k layers: the joint contribution of k trained layers, computed exactly by
+`C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
 
 The share of C^k is its norm divided by the sum of the norms of all contributions. The **effective depth** is the
 largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The residual trick and the name
@@ -200,8 +200,8 @@ digits: estimated from {PROBES} random vectors if batch normalization couples th
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. Intervals of claims of one kind are simultaneous (Bonferroni). The smallest share that counts,
-{TOLERANCES[0]:g}, is a convention; the table also has values for {TOLERANCES[1]:g}. Wider networks or longer training
-give other numbers.
+{TOLERANCES[0]:g}, is a convention; the table also has values for a smallest share of {TOLERANCES[1]:g}.
+Wider networks or longer training give other numbers.
 """,
     claims=claims,
     answer=answer,

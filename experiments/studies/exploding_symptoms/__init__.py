@@ -141,7 +141,7 @@ GSC is estimated from {NUM_PROBES} random vectors, the same at every step, on {N
 **Failure** is the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10. (The loss of guessing is
 ln 10.) **Controls** are the runs that do not fail. A control has **learned** if its last loss is
 below {LEARNED / GUESSING:g} times the loss of guessing. Thresholds of **signals** are taken from the monitor or were
-fixed before the runs. A *jump* is relative to the median of up to {RECENT} previous steps (at least {FEWEST}):
+fixed before the runs. A *jump* compares a value with its median over up to {RECENT} previous steps (at least {FEWEST}):
 
 - *loss jump*: the loss is above {LOSS_JUMP:g} times its median;
 - *gradient jump*: the norm of the gradient of all weights is above {signals.GRADIENT_JUMP:g} times its median;

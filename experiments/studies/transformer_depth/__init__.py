@@ -114,7 +114,7 @@ def _exponential(frame: pd.DataFrame, norm: str) -> Claim:
 def _slower(frame: pd.DataFrame, norm: str) -> Claim:
     holds = _contrast(frame, norm, 1 - TOLERANCE).below(0.0)
     says = f"With {name(norm)}, GSC grows or decays more slowly than an exponential"
-    return Claim(says, holds, _because(frame, norm))
+    return Claim(says, holds, f"{_because(frame, norm)}; more slowly: below {1 - TOLERANCE:g}")
 
 
 def _power(frame: pd.DataFrame, norm: str) -> Claim:

@@ -110,9 +110,9 @@ arXiv:1506.01186). Networks are trained with and without QK norm; with QK norm, 
 windows of the test text.
 
 **Failure** (divergence) is the first step whose loss is non-finite or above 2 ln 256 = {FAILURE:.1f} nats. The loss of
-guessing is ln 256 = {GUESSING:.2f} nats. **Controls** are the runs that do not fail. A *jump* is relative to the median
-of up to {RECENT} previous steps (at least {FEWEST}). The **signals** are quantities with a threshold, and
-fire above this threshold:
+guessing is ln 256 = {GUESSING:.2f} nats. **Controls** are the runs that do not fail. The value of a *jump* is a
+quantity divided by its median over up to {RECENT} previous steps (at least {FEWEST}). The **signals** are quantities
+with a threshold, and fire above this threshold:
 
 - *loss jump*, of the training loss: {_limits("loss_jump")};
 - *gradient jump*, of the norm of the gradient of all weights: {_limits("gradient_jump")};
