@@ -44,11 +44,8 @@ def tells(alarms: Alarms, name: str) -> Claim:
     """Whether a signal fires more often before a failure than in a control that is monitored equally long."""
     warned, more = alarms.leads[name].notna().mean(), alarms.advantage(name)
     says = f'Exploratory: "{WORDS[name]}" fires more often before failures than in equally long parts of other runs'
-    because = (
-        f"fires in this fraction of failing runs: {warned:.2f}; of equally long parts of controls: "
-        f"{alarms.matched(name)}; "
-    )
-    because += f"difference: {more}"
+    because = f"fires in a fraction {warned:.2f} of failing runs and {alarms.matched(name)} of equally long parts of "
+    because += f"controls; difference: {more}"
     return Claim(says, more.above(0.0), because)
 
 

@@ -50,7 +50,7 @@ def claims(collected: Collected) -> list[Claim]:
         *(_repeats(found, b, remedy) for b in BASELINES for remedy in TWINS[b] if (b, remedy) not in EXACT),
         *rates.values(),
         *(_keeps_layers(found["tanh_large"], remedy) for remedy in ("lecun", "lsuv")),
-        *_all_paid_for(found).values(),
+        *(_paid_for(found, baseline, measure) for baseline in BASELINES for measure in TESTED),
         Claim(
             "The looks-linear network is an affine map up to rounding",
             linear.affine,
@@ -70,14 +70,14 @@ def answer(collected: Collected) -> str:
         before, after = (by_remedy[name].total.mean() for name in (NONE, least))
         best.append(f'"{REMEDIES[least]}" for {NAMES[baseline]} (from 10^{before:.1f} to 10^{after:.1f})')
     price = told(
-        {key: claim.holds for key, claim in _all_paid_for(found).items()},
-        "less growth costs nonlinearity in {};", "less growth leaves more nonlinearity in {};",
-        "the cost is undecided in {};",
+        {(MEASURES[m], NAMES[b]): _paid_for(found, b, m).holds for m in TESTED for b in BASELINES},
+        "less growth costs nonlinearity of {};", "less growth leaves more nonlinearity of {};",
+        "the cost is undecided for {};",
     ).rstrip(";")  # fmt: skip
     return (
         f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output, by a factor of more than "
         f"{10**LEAST:.1f} at equal parameter counts. The strongest remedies are {listed(best)}. "
-        f"{price[0].upper()}{price[1:]}. The words in brackets say where nonlinearity is measured."
+        f"{price[0].upper()}{price[1:]}."
     )
 
 
@@ -163,10 +163,6 @@ def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
         kept.above(KEPT),
         f"linear fit error of the last layer, divided by that with large weights: {kept}; nonlinear: above {KEPT:g}",
     )
-
-
-def _all_paid_for(found: Outcomes) -> dict[tuple[str, str], Claim]:
-    return {(NAMES[b], MEASURES[measure]): _paid_for(found, b, measure) for b in BASELINES for measure in TESTED}
 
 
 def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:

@@ -117,7 +117,7 @@ with a threshold, and fire above this threshold:
 - *loss jump*, of the training loss: {_limits("loss_jump")};
 - *gradient jump*, of the norm of the gradient of all weights: {_limits("gradient_jump")};
 - *attention logit*, the largest in all heads: {_limits("attention_logit")};
-- *entropy*, 1 / (smallest relative attention entropy of all heads): {_limits("entropy")};
+- *entropy*, the inverse of the smallest attention entropy of a head (divided by its maximum): {_limits("entropy")};
 - *update*, the largest norm of an update divided by the norm of its weights: {_limits("update")};
 - *weight growth*, the largest norm of weights divided by their norm at the first step: {_limits("weight_growth")};
 - *GSC*, the larger of GSC (squared convention) from embedding to logits and its inverse: {_limits("gsc")}.
