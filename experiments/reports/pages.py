@@ -21,14 +21,31 @@ LEGEND = (
     "theorems, tested up to rounding. They check the code, so they are counted separately. The page of a study lists "
     "its claims, each with what was measured."
 )
+INTRODUCTION = (
+    "GSC is the gradient scale coefficient ([glossary](../glossary.md)). Brackets after a number hold its 95 % "
+    "interval. The page of a study explains its networks, signals and other terms."
+)
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
+RULE = (
+    "Brackets hold 95 % intervals. A claim is supported if the whole interval agrees with it, contradicted if the "
+    "whole "
+    "interval disagrees, and undecided otherwise. Of several intervals, all must agree; one that disagrees contradicts "
+    "the claim. A number without interval decides by itself. If a claim has another rule, the claim or the method says "
+    'so. "No spread" means that all values agree up to rounding.'
+)
+EXPLORATORY = '"Exploratory" claims were added after a first look at data.'
 CHECKED = "*Checked* claims are identities or theorems, tested up to rounding: they can only fail through a bug."
 GLOSSARY = """
 - **GSC**, the gradient scale coefficient ([formula](../../README.md#what-is-measured)), is qm(J)² ‖f_k‖² / ‖f_l‖².
-  Layer k changes by a small random relative amount; GSC is the factor by which the square of this amount has grown at
-  layer l, on average. If relative changes keep their size, GSC is 1. If GSC grows with depth, gradients explode. Part
-  of the literature uses the square root of GSC, which has half the logarithm.
-- **Mean field** ([theory](../theory.md)) is the computed behavior of a network of infinite width with random weights.
+  Here f_k and f_l are the outputs of layer k and of a later layer l. J is the Jacobian of f_l with respect to f_k, and
+  qm(J)² is the squared Frobenius norm of J divided by its number of columns. If layer k changes by a small random
+  relative amount, GSC is the factor by which the square of this amount has grown at layer l, on average. If relative
+  changes keep their size, GSC is 1. If GSC grows with depth, gradients explode. This is the squared convention: part
+  of the literature calls the square root of this number GSC.
+- **Growth rate** of GSC, or rate: the factor by which GSC grows per layer.
+- **Mean field** ([theory](../theory.md)) stands for predictions for a network of infinite width with random weights.
+- **Names** such as tanh+layer give the activation and the normalization (batch or layer) of a network. A name such as
+  tanh has no normalization.
 - **NLC**, the nonlinearity coefficient ([formula](../../README.md#what-is-measured)), is 1 for an affine map and grows
   with the nonlinearity of the whole network.
 - **Probes** ([estimates](../estimates.md)) are random vectors. They serve to estimate the Frobenius norm of a Jacobian
@@ -110,9 +127,11 @@ def _counts(claims: Sequence[Claim]) -> dict[str, int]:
 
 
 def claim_list(claims: Sequence[Claim]) -> str:
-    """One item per claim: its verdict, its sentence, and the numbers that decide."""
+    """How claims are decided, and one item per claim: its verdict, its sentence, and the numbers that decide."""
     lines = [_item(claim, f"**{claim.verdict}**: ") for claim in claims]
-    return "\n".join([*lines, "", CHECKED] if _counts(claims)["checked"] else lines)
+    exploratory = any("xploratory" in claim.says for claim in claims)
+    head = f"{RULE} {EXPLORATORY}" if exploratory else RULE
+    return "\n".join([head, "", *lines, *(["", CHECKED] if _counts(claims)["checked"] else [])])
 
 
 def _item(claim: Claim, head: str = "") -> str:
@@ -131,6 +150,7 @@ def index(studies: Mapping[str, tuple[str, str, Sequence[Claim]]]) -> str:
     return _joined(
         NOTICE,
         "# What did the studies find?",
+        INTRODUCTION,
         *answers,
         "## How many claims does each study decide?",
         LEGEND,
@@ -144,12 +164,13 @@ def _origin(name: str, collected: Collected) -> str:
     source = results(name)
     hardware = manifest["hardware"]
     threads = listed(_all(hardware["num_threads"]), "or")
+    commits = [str(commit)[:10] for commit in _all(manifest["commit"])]
     facts = [
         f"{manifest['runs']} runs, {manifest['seconds']:.0f} s in total",
         f"{hardware.get('cpu', hardware['machine'])}, {threads} {'thread' if threads == '1' else 'threads'} per run"
         if hardware["gpu"] is None
         else str(hardware["gpu"]),
-        f"torch {manifest['versions']['torch']}, commit {str(manifest['commit'])[:10]}",
+        f"torch {manifest['versions']['torch']}, {'commit' if len(commits) == 1 else 'commits'} {listed(commits)}",
         *([str(manifest["note"])] if "note" in manifest else []),
     ]
     commands = [

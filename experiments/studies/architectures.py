@@ -50,14 +50,17 @@ def claims(collected: Collected) -> list[Claim]:
         says, holds = "explodes", None if word == "undecided" else word == "explodes"
         if model in STABLE:
             says, holds = "neither explodes nor vanishes", _neither(row)
-        because = f"rate per layer: {_rate(row)}; mean field: {row['theory']:.3f}"
+        because = f"growth rate of GSC per layer: {_rate(row)}; {_limits(model)}; mean field: {row['theory']:.3f}"
         made.append(Claim(f"{_name(model)} {says}", holds, because))
     for model in (*STABLE, *EXPLODING):
         kept, last = _kept(frame, model), geometric_mean(_errors(frame, model).iloc[:, -1])
-        says, holds = "stays nonlinear", kept.above(KEPT)
+        says, holds, limit = "stays nonlinear", kept.above(KEPT), f"nonlinear: above {KEPT:g}"
         if model in STABLE:
             says, holds = "is nearly linear over the data", kept.below(KEPT)
-        because = f"linear fit error of the last layer: {last}; divided by the error of the first layer: {kept}"
+            limit = f"nearly linear: below {KEPT:g}"
+        because = (
+            f"linear fit error of the last layer: {last}; divided by the error of the first layer: {kept}; {limit}"
+        )
         made.append(Claim(f"The last layer of {_name(model)} {says}", holds, because))
     return [*made, _as_a_whole(frame, growth), _unseen(frame, growth)]
 
@@ -83,12 +86,13 @@ def answer(collected: Collected) -> str:
     whole = _as_a_whole(frame, growth)
     agree = {
         True: "The nonlinearity coefficient (NLC) of the whole network agrees",
-        False: "A network that does not explode can still be farther from linear than one that explodes",
+        False: "By the nonlinearity coefficient (NLC), a network that is not shown to explode can still be farther "
+        "from linear than one that explodes",
         None: "It is undecided whether the nonlinearity coefficient (NLC) of the whole network agrees",
     }
     return (
-        f"{rates} (in brackets: growth factor of GSC per layer). The last layer {linear.rstrip(';')}. "
-        f"{agree[whole.holds]}: {whole.because}."
+        f"{rates}. These numbers are growth factors of GSC per layer. The last layer {linear.rstrip(';')}. "
+        f"{agree[whole.holds]}. {whole.because[0].upper()}{whole.because[1:]}."
     )
 
 
@@ -124,6 +128,12 @@ def _neither(row: Row) -> bool | None:
     return verdict(row["verdict"] == "stable", row["verdict"] in ("exploding", "vanishing"))
 
 
+def _limits(model: str) -> str:
+    """The rates for which the claim about a network holds, in words."""
+    low, high = 1 - MARGIN, 1 + MARGIN
+    return f"neither: {low:g} to {high:g}" if model in STABLE else f"explodes: above {high:g}"
+
+
 def _rate(row: Row) -> str:
     return measured(row["rate"], row["rate_low"], row["rate_high"])
 
@@ -148,7 +158,10 @@ def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     quiet = row["rate_low"] <= 1 <= row["rate_high"]
     seen = quiet and signs.high < COLLAPSED and nlc.low > NONLINEAR
     says = "Sign diversity and NLC show that the data collapse in relu; the growth rate of GSC does not show this"
-    because = f"rate per layer: {_rate(row)}; sign diversity of the last layer: {signs}; NLC: {nlc}"
+    because = (
+        f"growth rate of GSC per layer: {_rate(row)}; required: an interval that contains 1; sign diversity of the "
+        f"last layer: {signs}; required: below {COLLAPSED:g}; NLC: {nlc}; required: above {NONLINEAR:g}"
+    )
     return Claim(says, verdict(seen, not quiet or signs.low > COLLAPSED or nlc.high < NONLINEAR), because)
 
 
@@ -191,12 +204,13 @@ of the last layers, because these layers can be nearly linear although the growt
 """,
     method=f"""
 Networks have depth {{model.depth}} and width {{model.width}}. Activations: {{model.activation}}. Normalizations:
-{{model.norm}}. We use {{data.batch_size}} samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
+{{model.norm}}. The name relu+batch, for example, means ReLU with batch normalization. We use {{data.batch_size}}
+samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
 
 - **GSC** from every layer to the output is exact. Its growth rate per layer is fitted over the half of the layers
-  nearer the output. A network **explodes** if the interval of the rate lies above {1 + MARGIN:g}. A network
-  **vanishes** if the interval lies below {1 - MARGIN:g}. It does **neither** (the figure says "stable") if the interval
-  lies between these rates. Otherwise it is **undecided**.
+  nearer the output. A network **explodes** if the 95 % interval of the rate lies above {1 + MARGIN:g}. A
+  network **vanishes** if the interval lies below {1 - MARGIN:g}. It does **neither** (the figure says "stable") if the
+  interval lies between {1 - MARGIN:g} and {1 + MARGIN:g}. Otherwise the verdict is **undecided**.
 - **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
   pre-activation has the rarer sign. If either number is small, the layer may be nearly linear over the data.
 - **Linear fit error**: for each neuron, a line is fitted to the output of the nonlinearity as a function of its input.
@@ -209,7 +223,7 @@ The claims are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations, not corrected for multiple comparisons. Means of linear
-fit errors and of NLC are geometric. The rates hold for this depth and width and for Gaussian noise. The study
+fit errors and of NLC are geometric means. The rates hold for this depth and width and for Gaussian noise. The study
 [depth_width](depth_width.md) varies depth and width. The sweep `architectures_cifar10`
 ([results](../../results/README.md)) uses images. No network is trained.
 """,

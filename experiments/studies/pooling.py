@@ -42,21 +42,30 @@ def claims(collected: Collected) -> list[Claim]:
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
         says = f"After {POOLED[pooling]}, a map changes less under a shift by {shift} {pixels}"
-        made.append(Claim(says, found.below(1), f"factor: {found}"))
+        made.append(Claim(says, found.below(1), f"change of the pooled map divided by that of the full map: {found}"))
     for pooling in POOLINGS:
         ratio = fading(frame, pooling)
         says = f"{POOLED[pooling].capitalize()} helps less for shifts by {LAST} pixels than for shifts by {FIRST} pixel"
-        made.append(Claim(says, ratio.above(1), f"ratio of the two factors: {ratio}"))
+        made.append(
+            Claim(
+                says,
+                ratio.above(1),
+                f"factor for {LAST} pixels divided by factor for {FIRST} pixel: {ratio}; claimed: above 1",
+            )
+        )
     for pooling in POOLINGS:
         left = geometric_mean(changes(frame, pooling, FIRST))
         says = f"After {POOLED[pooling]} a map is nearly invariant to a shift by {FIRST} pixel"
         because = f"change divided by distance between two images: {left}; nearly invariant: below {SMALL:g}"
         made.append(Claim(says, left.below(SMALL), because))
     apart = [factor(frame, "subsampled", shift) for shift in SHIFTS]
-    ends = f"{min(one.low for one in apart):.3f} to {max(one.high for one in apart):.3f}"
+    ends = f"{min(one.low for one in apart):.3f} and {max(one.high for one in apart):.3f}"
     nothing = f"Subsampling without pooling changes the response to every shift by at most {100 * (SAME - 1):.0f} %"
     same = all_of(*(one.between(1 / SAME, SAME) for one in apart))
-    return [*made, Claim(nothing, same, f"intervals of the factors for all {len(SHIFTS)} shifts: from {ends}")]
+    return [
+        *made,
+        Claim(nothing, same, f"the intervals of the factors for all {len(SHIFTS)} shifts lie between {ends}"),
+    ]
 
 
 def answer(collected: Collected) -> str:
@@ -75,9 +84,9 @@ def answer(collected: Collected) -> str:
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
         f"Pooling multiplies the change of a feature map by {first} if the image is shifted by {FIRST} pixel, and by "
-        f"{last} if the shift is {LAST} pixels. For larger shifts, the benefit is {less.rstrip(';')}. After pooling, "
-        f"a shift by {FIRST} pixel still changes the map by {values} of the distance between the maps of two images: "
-        f"the map is {nearly} invariant."
+        f"{last} if the shift is {LAST} pixels. At the larger shift, the benefit is {less.rstrip(';')}. After pooling, "
+        f"a shift by {FIRST} pixel still changes the map by {values} of the distance between the maps of two images, "
+        f"so the map is {nearly} invariant (limit: {SMALL:g})."
     )
 
 
@@ -149,9 +158,10 @@ geometric mean over both ReLUs. For each kind of pooling, intervals are simultan
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over {{num_seeds}} seeds. Each seed draws other weights and
-other images. The networks are not trained; the study [convolution](convolution.md) measures pooled maps after training.
+other images. The networks are not trained. The study [convolution](convolution.md) measures pooled maps after training.
 A shift of the image moves the second map by half as many pixels, because the first pooling halves the width. A factor
-within {100 * (SAME - 1):.0f} % of 1 counts as no change. The factor for the smallest shift was known before this study.
+within {100 * (SAME - 1):.0f} % of 1 counts as no change (claim on subsampling). The factor for the smallest shift was
+known before this study.
 """,
     claims=claims,
     answer=answer,
@@ -159,7 +169,8 @@ within {100 * (SAME - 1):.0f} % of 1 counts as no change. The factor for the sma
     figures=lambda collected: {"pooling": _figure(collected)},
     captions={
         "pooling": "Change of two feature maps under a shift of the image, divided by the distance between two images. "
-        "Third panel: change of the pooled map divided by that of the unchanged map. Bars are 95 % intervals over "
-        f"seeds, in the third panel simultaneous for all {len(SHIFTS)} shifts. Points are shifted sideways a little.",
+        "Third panel: change of the pooled map divided by that of the unchanged (full) map. Bars are 95 % intervals "
+        "over "
+        f"seeds, in the third panel simultaneous for all {len(SHIFTS)} shifts. Points are shifted slightly sideways.",
     },
 )

@@ -164,7 +164,7 @@ def ratio(frame: pd.DataFrame, case: str, variant: str, other: str) -> Mean:
 
 
 def gain(frame: pd.DataFrame, case: str, variant: str, other: str) -> Mean:
-    """Test accuracy of a variant minus that of another one, in points of percent, paired by seed."""
+    """Test accuracy of a variant minus that of another one, in percentage points, paired by seed."""
     accuracies = 100 * _table(frame, "test_accuracy", case)
     return means.mean(accuracies[variant] - accuracies[other], len(CASES))
 
@@ -181,11 +181,12 @@ def claims(collected: Collected) -> list[Claim]:
         better = gain(frame, case, REPAIRED, BAD)
         found += [
             Claim(f"{case}: the repair brings local GSC nearer to its goal", nearer.below(0),
-                  f"mean distance of ln GSC from its goal: {before} before, {after} after, on other digits"),
+                  f"mean distance of the ln GSC of a unit from its goal: {before} before, {after} after the repair, on "
+                  "another random draw of digits"),
             Claim(f"{case}: the repaired network ends with a lower training loss than the bad one", lower.below(1),
                   f"training loss of the repaired network divided by that of the bad one: {lower}"),
             Claim(f"{case}: the repaired network classifies more test digits correctly than the bad one",
-                  better.above(0), f"difference of the test accuracy in points of percent: {better:+}"),
+                  better.above(0), f"difference of the test accuracies: {better:+} percentage points"),
             Claim(f"{case}: the repaired network trains as well as one with a standard initialization",
                   same.below(AS_GOOD), f"training loss of the repaired network divided by that of the standard one: "
                   f"{same}; as well: below {AS_GOOD:g}"),
@@ -200,11 +201,11 @@ def answer(collected: Collected) -> str:
     higher = [case for case in CASES if ratio(frame, case, REPAIRED, BAD).above(1)]
     same = [case for case in CASES if ratio(frame, case, REPAIRED, STANDARD).below(AS_GOOD)]
     raised = f" and raises that of {listed(higher)}" if higher else ""
-    factors = ", ".join(f"{ratio(frame, case, REPAIRED, BAD)} ({case})" for case in CASES)
+    factors = listed(f"{ratio(frame, case, REPAIRED, BAD)} for {case}" for case in CASES)
     return (
         f"The repair lowers the training loss of {len(lower)} of {len(CASES)} badly initialized networks "
-        f"({listed(lower)}){raised}. The loss after the repair, divided by that without it, is {factors}. "
-        f"Shown to train as well as with a standard initialization: {listed(same)}."
+        f"({listed(lower)}){raised}. The training loss with the repair, divided by that without, is {factors}. "
+        f"Repaired networks that are shown to train as well as with a standard initialization: {listed(same)}."
     )
 
 
@@ -217,7 +218,7 @@ def details(collected: Collected) -> str:
         for variant in VARIANTS:
             usual = rates[variant].mode().iloc[0]
             rows.append((case, variant, means.geometric_mean(losses[variant]), means.mean(accuracies[variant]), usual))
-    header = ("network", "initialization", "training loss", "test accuracy in %", "usual learning rate")
+    header = ("network", "initialization", "training loss", "test accuracy in %", "most frequent learning rate")
     return table(header, rows)
 
 
@@ -247,8 +248,8 @@ STUDY = Study(
     question="Does a network train better after its local GSC was repaired?",
     answer=answer,
     use="""
-If a deep network does not train, `gs.repair(model, x)` shows in seconds whether factors of its weights can bring its
-local GSC and lengths into range, and which factors these are. Compare the result with a standard initialization.
+If a deep network does not train, call `gs.repair(model, x)`. In seconds, it reports whether rescaled weights can bring
+local GSC and lengths into range, and by which factors. Compare the result with a standard initialization.
 """,
     method="""
 Four networks start from a bad initialization (depth {model.depth}, width {model.width}, {dtype}).
@@ -257,25 +258,27 @@ Four networks start from a bad initialization (depth {model.depth}, width {model
 - **residual**: x + V tanh(W x), where W has the variance 9 / fan_in.
 - **transformer**: a pre-norm transformer that reads the 8 rows of a digit; its queries are 8 times too large.
 
-The repaired network is the same network after `gs.repair`. The goal of the local GSC of every unit is exp(1 / depth),
-so that GSC over all units is about e. The wished length is that of the input. The factors are solved on
-{data.batch_size} digits without labels. The standard network has variance 1 / fan_in everywhere (LeCun).
+The repaired network is the same network after `gs.repair`, which multiplies the weights of every unit by a factor. The
+**local GSC** of a unit is GSC from its input to its output. Its goal is exp(1 / depth), so that GSC over all units is
+about e. A second goal is that the output of every unit has the same length (root mean square) as the input of the
+network. The factors are computed from {data.batch_size} digits without labels. The standard network has variance
+1 / fan_in everywhere (LeCun).
 
 All networks learn the digits of scikit-learn by SGD with momentum 0.9: {measurement.steps} steps with batches of
 {measurement.train_batch_size}, the same for the three variants. Learning rates {measurement.learning_rates} are tried,
-and each variant has the one with the lowest training loss. A quarter of the digits is held out for the test accuracy.
+and each variant uses the one with its lowest training loss. A quarter of the digits is held out for the test accuracy.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which draw weights, digits and the order of training.
-Differences and ratios are paired by seed, and hold jointly for the four networks (Bonferroni). The claims and the
-constants were written before the reported seeds were run; one other seed was tried before. The result is for small
-networks, few steps and one optimizer.
+Differences and ratios are paired by seed. Their intervals hold jointly for the four networks (Bonferroni). The claims
+and the constants were written before the reported seeds were run; one other seed was tried before. The results are for
+small networks, few steps and one optimizer.
 """,
     claims=claims,
     figures=figures,
     captions={
         "repair": "Training loss (left, logarithmic) and test accuracy (right) of four networks with a bad, a repaired "
-        "and a standard initialization. A dot is a seed. Circles are means over seeds, bars are 95 % intervals.",
+        "and a standard initialization. Each dot is one seed. Circles are means over seeds, bars are 95 % intervals.",
     },
     details=details,
 )

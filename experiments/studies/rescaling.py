@@ -193,7 +193,12 @@ def _identities(frame: pd.DataFrame) -> list[Claim]:
             f"{_growth(frame, RESCALED, most)}; of the original: {_growth(frame, PLAIN, most)}",
             identity=True,
         ),
-        Claim("Rescaling keeps GSC", moved < ROUNDING, f"largest relative difference: {_bound(moved)}", identity=True),
+        Claim(
+            "Rescaling does not change GSC",
+            moved < ROUNDING,
+            f"largest relative difference: {_bound(moved)}",
+            identity=True,
+        ),
     ]
 
 
@@ -251,12 +256,12 @@ multiplies the output of the layer by R^-l, for R = {measurement.factor}. ReLU i
 weights must change: the first weight matrix is multiplied by R^-L (L is the number of layers), and every other weight
 matrix by R. The function stays the same. If R is a power of two, even the rounding stays the same.
 
-A weight that is multiplied by c keeps its relative change per step if its learning rate is multiplied by c^2.
-The copy is trained with such learning rates, and also with the learning rate of the original in all layers
+If a weight is multiplied by c and its learning rate by c^2, its relative change per step stays the same. The copy is
+trained with such learning rates, and also with the learning rate of the original in all layers
 ({measurement.learning_rate}). Training has {measurement.steps} steps of gradient descent on {data.batch_size} samples
 of Gaussian noise, labeled by a random linear map.
 
-Two things are measured before training: the norm of the gradient of the loss with respect to the output of every layer,
+Before training, we measure the norm of the gradient of the loss with respect to the output of every layer,
 and the exact GSC of every layer with respect to the logits. The rescaling is from G. Philipp et al. (arXiv:1712.05577).
 """,
     how_sure="""
@@ -267,7 +272,8 @@ these draws. The result holds only if all layers are positively homogeneous, so 
     figures=figures,
     captions={
         "rescaling": "Raw gradients (left), GSC (middle) and training loss (right) of one network and of its rescaled "
-        "copies. R is the factor by which the scale changes per layer. If curves coincide, the thinner is on top. "
+        "copies. R is the factor by which the scale changes per layer. Where curves coincide, the thinner curve is "
+        "drawn on top. "
         "Lines are means over seeds, bands one standard deviation.",
     },
 )

@@ -70,7 +70,8 @@ def details(collected: Collected) -> str:
     gsc = 10 ** frame.loc[frame["quantity"] == "gsc", "log10_value"]
     rises = f"Mean log10 GSC rises only in {', '.join(rising)}." if rising else "Mean log10 GSC rises in no unit."
     return (
-        f"{rises} The standard deviation of log10 GSC between runs, averaged over units, changes {listed(spread)}. All "
+        f"{rises} The standard deviation of log10 GSC between runs, averaged over units, changes during training "
+        f"{listed(spread)}. All "
         f"values of GSC lie between {gsc.min():.2g} and {gsc.max():.2g}.\n\n{_before_after(frame, moved)}"
     )
 
@@ -138,28 +139,34 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             f"At the end, GSC of most units of {name} is lower than before training",
             means.verdict(fallen > len(last) / 2, risen >= len(last) / 2),
             f"the mean change is negative in {sum(one.value < 0 for one in last.values())} of {len(last)} units; the "
-            f"whole interval of the change is negative in {fallen} units and positive in {risen} units",
+            f"whole interval of the change is negative in {fallen} units and positive in {risen} units; required: "
+            "negative in "
+            "more than half of the units",
         ),
         Claim(
             f"After training, GSC of every unit of {name} is within one order of magnitude of GSC before",
             means.all_of(*(one.within(0.0, ORDER) for one in last.values())),
-            f"{len(last)} units; largest change of log10 GSC: {_unit(unit)}, {change}",
+            f"{len(last)} units; largest mean change of log10 GSC: {_unit(unit)}, {change}; limit: {ORDER:g} for "
+            "every unit",
         ),
         Claim(
             f"At every record, GSC of every unit of {name} is within one order of magnitude of GSC before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
             f"{len(records)} intervals of the change of log10 GSC; largest mean: {_unit(other)} at step {step}, "
-            f"{largest}; interval with the end farthest from 0: {loosest}",
+            f"{largest}; mean whose interval reaches farthest from 0: {loosest}; limit: {ORDER:g} for every interval",
         ),
         Claim(
             f"The unit of {name} whose GSC has changed most at the end is the same in every run",
             len(set(farthest.values())) == 1,
-            ", ".join(f"{_unit(where)} by {final[seed][where]:+.2f}" for seed, where in farthest.items()),
+            "changes of log10 GSC in each run: "
+            + ", ".join(f"{_unit(where)} by {final[seed][where]:+.2f}" for seed, where in farthest.items()),
         ),
         Claim(
             f"GSC from the input of {name} changes more in the first quarter of training than in the rest",
             early.above(0.5),
-            f"fraction of the sum of absolute changes between records: {early}",
+            "absolute changes of log10 GSC between records, summed over the first quarter and divided by the sum over "
+            "the "
+            f"whole training: {early}; required: above 0.5",
         ),
     ]
 
@@ -179,7 +186,7 @@ def _accuracy(collected: Collected) -> list[Claim]:
     (a, first), (b, second) = found.items()
     difference = means.mean(second - first)
     says = f"With this recipe, the test accuracy of {b} differs from the accuracy of {a}"
-    because = f"{a}: {means.mean(first)} %; {b}: {means.mean(second)} %; difference: {difference}"
+    because = f"{a}: {means.mean(first)} %; {b}: {means.mean(second)} %; difference: {difference} percentage points"
     return [Claim(says, means.verdict(difference.low > 0 or difference.high < 0, False), because)]
 
 
@@ -217,20 +224,21 @@ Every {{monitor.every}} steps, GSC from every unit to the logits is measured exa
 connected layer is left out, because GSC of the reshape equals GSC of the unit before it.
 
 The **movement** of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means
-that the mean movement over runs is between -{ORDER:g} and {ORDER:g}. A claim is supported if all 95 % intervals lie
-within these limits, contradicted if an interval lies entirely outside, and undecided otherwise. GSC is defined with
+that the mean movement over runs is between -{ORDER:g} and {ORDER:g}. Such a claim is supported if all 95 % intervals
+lie within these limits, contradicted if an interval lies entirely outside, and undecided otherwise. GSC is defined with
 squared norms; in the convention of G. Philipp et al. (arXiv:1712.05577), every movement is half as large.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each
 interval is for one unit at one record; the intervals are not corrected for the number of units and records. Runs differ
-at step 0 and at the later record; the interval of a movement reflects both variations. A few epochs of one recipe
+at step 0 and at later records, and the interval of a movement reflects both differences. A few epochs of one recipe
 say nothing about training to the end or about other learning rates.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "gsc_over_training": "GSC from every layer to the logits during training, mean over seeds. Red: GSC above 1. "
+        "gsc_over_training": "GSC from every layer to the logits during training, as a mean over seeds. Red: GSC "
+        "above 1. "
         "Blue: GSC below 1.",
         "gsc_before_after": "GSC of every unit to the logits before and after training, one panel per network. Lines "
         "are means over seeds, bands one standard deviation. The legend gives the growth rate per layer, "

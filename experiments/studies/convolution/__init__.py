@@ -24,12 +24,15 @@ def answer(collected: Collected) -> str:
     images = [claim.holds for claim in of.images(frame)]
     explained = [mean(by_seed(frame, f"{name}_explained")).value for name in ("covariance", "correlation")]
     return (
-        f"Convolutions {keep} the symmetry up to rounding, except near the border, if all strides divide the shift; "
-        f"the symmetry is broken by {listed(breaks)}. A shift by one pixel changes the output of the AlexNet by "
+        f"Convolutions {keep} the symmetry up to rounding, except near the border, if the shift is a multiple of all "
+        f"strides. The symmetry is broken by {listed(breaks)}. A shift by one pixel changes the output of the AlexNet "
+        "by "
         f"{before:.2f} of the distance between two images at initialization, and by {after:.2f} of this distance after "
-        f"training. CIFAR-10 images are shown to have {images.count(True)} of {len(images)} properties of images whose "
-        f"statistics are the same everywhere; for pairs of pixels, the displacement explains {explained[0]:.2f} of the "
-        f"differences between covariances and {explained[1]:.2f} of the differences between correlations."
+        f"training. If statistics of images are the same at all positions, the images have {len(images)} properties "
+        "that we test; "
+        f"CIFAR-10 is shown to have {images.count(True)} of these {len(images)}. The displacement between two "
+        f"pixels explains {explained[0]:.2f} of the differences between covariances of pixels, and {explained[1]:.2f} "
+        "of the differences between their correlations."
     )
 
 
@@ -82,30 +85,32 @@ largest entry of the gradient. Cases: strides {listed(STRIDES)}, paddings {liste
 **Equivariance.** T shifts images to the right. T' shifts a map by the same distance, divided by the total stride of the
 map and rounded. The error of a map f is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images.
 Positions that depend on the border or on shifted-in pixels are left out. The error at the border is measured with
-circular shifts. Under these shifts, only zero padding can break the symmetry.
+circular shifts. Under circular shifts, only zero padding can break the symmetry.
 
 **Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by the distance between the logits of two images
-(both are root mean squares). Missing pixels are filled by mirroring. To measure **pooling**, f is a map after the first
-or second ReLU: the full map, every second pixel of the map, or the map after 2 x 2 max or average pooling.
+(both are root mean squares). Missing pixels are filled by mirroring. To measure the effect of **pooling**, f is a map
+after the first or second ReLU: the full map, every second pixel of the map, or the map after 2 x 2 max or average
+pooling.
 
 **Networks.** AlexNet B has 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. A fully
 connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
 {{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of CIFAR-10. The training
 images are mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for training.
 
-**Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure how much mean and variance
-of a pixel differ between positions. In stationary images, pairs of pixels with equal displacement have equal
-covariance. We measure how much of the differences between covariances (or correlations) displacement can explain.
-Squared deviations are products of two estimates, one from each half of the images: sampling errors cancel on average.
-The correlation r of neighbors is near 1 and cannot vary much. So the deviation of r over positions is divided by 1 - r.
+**Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure by how much the mean and
+the variance of a pixel differ between positions. In stationary images, pairs of pixels with equal displacement have
+equal covariance. We measure which fraction of the variance of these covariances (or correlations) over pairs the
+displacement explains. Each squared deviation is estimated as a product of two estimates, one from each half of the
+images. Their sampling errors are independent, so these errors cancel on average. The correlation r of neighbors is near
+1 and cannot vary much. So the deviation of r over positions is divided by 1 - r.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over {{num_seeds}} seeds. Each seed has another initialization, other measured
 images and another order of training images. Different seeds share images for the statistics of pixels. Training is
 short, so the accuracy is much lower than the network could reach. The study [pooling](pooling.md) measures larger
-shifts, without training. Fractions below {of.SMALL:g} count as small. The "exploratory" claims and the measure for
-neighbors were chosen after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality
-about 75). JPEG blocks of 8 x 8 pixels may make statistics depend on the position.
+shifts, without training. Relative errors and changes below {of.SMALL:g} count as small. The "exploratory" claims and
+the measure for neighbors were chosen after a first look at the data. The reference results use CIFAR-10 recompressed as
+JPEG (quality about 75). JPEG blocks of 8 x 8 pixels may make statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,
@@ -114,13 +119,12 @@ about 75). JPEG blocks of 8 x 8 pixels may make statistics depend on the positio
     captions={
         "equivariance": "Relative error of the maps of AlexNet B under a shift of the image, away from the border. The "
         "error is zero up to rounding if the total stride of the map divides the shift. Bars are 95 % intervals. "
-        "Points are shifted sideways a little.",
+        "Points are shifted slightly sideways.",
         "invariance": "Response of the output to a shift of the image. Left: change divided by the distance between "
         "two images (gray line: as large as this distance). Right: fraction of images that keep their predicted class. "
-        "Bars are 95 % intervals; those of the fraction end at 1, because no fraction is larger. Points are shifted "
-        "sideways a little.",
+        "Bars are 95 % intervals; bars of fractions are cut at 1. Points are shifted slightly sideways.",
         "pooling": "Change of two feature maps under a shift by one pixel, with and without pooling. The change is "
-        "divided by the distance between two images. Bars are 95 % intervals. Points are shifted sideways a little.",
+        "divided by the distance between two images. Bars are 95 % intervals. Points are shifted slightly sideways.",
         "stationarity": "Gray values of CIFAR-10 by position: mean, standard deviation, and correlation of two pixels. "
         "Stationary images would have flat curves of mean and standard deviation, and equal correlations at all "
         "positions. The band is the standard deviation over positions. The axes of mean and standard deviation do not "

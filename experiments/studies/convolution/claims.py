@@ -21,7 +21,7 @@ ROUNDING, ROUNDING_FLOAT32 = 1e-12, 1e-5
 STRIDES_OF = dict(zip(STAGES, (1, 2, 2, 4, 4, 4), strict=True))
 STRIDED = tuple(stage for stage, stride in STRIDES_OF.items() if stride > 1)
 LAST = STAGES[-1]
-IS_SMALL, RATIO = f"values below {SMALL:g} count as small", "after / before training"
+RATIO = "after / before training"
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
@@ -58,19 +58,19 @@ def stride(frame: pd.DataFrame) -> Claim:
     cases = [(when, shift) for when in WHEN for shift in (1, 2)]
     errors = [by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift) for when, shift in cases]
     says = f"Shifts by one or two pixels (the stride is {STRIDES_OF[LAST]}) break the symmetry of the maps of {LAST}"
-    return _large(says, "smallest error", errors)
+    return _large(says, "smallest relative error of all cases", errors)
 
 
 def border(frame: pd.DataFrame) -> Claim:
     """Whether zero padding breaks the symmetry."""
     errors = [by_seed(frame, "border_error", layer=LAST, training=when) for when in WHEN]
-    smaller = f"error of {LAST}, before or after training, whichever is smaller"
+    smaller = f"relative error of {LAST}, the smaller of the values before and after training"
     return _large("Zero padding breaks the symmetry at the border", smaller, errors)
 
 
 def _large(says: str, words: str, errors: Iterable[npt.ArrayLike]) -> Claim:
     least = min(map(mean, errors), key=lambda found: found.low)
-    return Claim(says, least.above(SMALL), f"{words}: {least}; {IS_SMALL}")
+    return Claim(says, least.above(SMALL), f"{words}: {least}; broken: above {SMALL:g}")
 
 
 def pooling(frame: pd.DataFrame) -> list[Claim]:
@@ -84,7 +84,7 @@ def pooling(frame: pd.DataFrame) -> list[Claim]:
 
 def _lower(says: str, ratios: npt.ArrayLike, of: str, comparisons: int = 1, note: str = "") -> Claim:
     ratio = geometric_mean(ratios, comparisons)
-    return Claim(says, ratio.below(1), f"ratio ({of}): {ratio}{note}")
+    return Claim(says, ratio.below(1), f"ratio ({of}): {ratio}{note}; claimed: below 1")
 
 
 def trained(frame: pd.DataFrame) -> dict[str, Claim]:
@@ -104,7 +104,8 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     for when, words in WHEN.items():
         found = mean(changes[when])
         says = f"{words.capitalize()} the output of the AlexNet is nearly invariant to a shift by one pixel"
-        because = f"change of the output divided by the distance between two images: {found}; {IS_SMALL}"
+        because = f"change of the output divided by the distance between two images: {found}; nearly invariant: below "
+        because += f"{SMALL:g}"
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
         says = f"{words.capitalize()} the AlexNet is nearer to invariance than the fully connected network"
@@ -119,8 +120,12 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
         *made,
         _lower("Training brings the AlexNet nearer to invariance", after / before, RATIO),
         _lower("Exploratory: training lowers the change of the output under a shift by one pixel", moved, RATIO),
-        Claim(farther, apart.above(1), f"ratio ({RATIO}): {apart}"),
-        Claim(survive, same.above(EXPLAINED), f"fraction of images that keep their predicted class: {same}"),
+        Claim(farther, apart.above(1), f"ratio ({RATIO}): {apart}; claimed: above 1"),
+        Claim(
+            survive,
+            same.above(EXPLAINED),
+            f"fraction of images that keep their predicted class: {same}; required: above {EXPLAINED:g}",
+        ),
     ]
 
 
@@ -129,22 +134,23 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
     says = "Exploratory: training increases the distance between images more than it lowers the change under a shift"
-    return Claim(says, found.above(1), f"factor of the distance times factor of the change: {found}")
+    return Claim(says, found.above(1), f"factor of the distance times factor of the change: {found}; claimed: above 1")
 
 
 def images(frame: pd.DataFrame) -> list[Claim]:
     """Whether the images are stationary."""
     made, places, spread = [], "over positions, divided by", "standard deviation of the"
+    same = f"the same: below {SMALL:g}"
     scales = {"mean": f"{places} the standard deviation of a pixel", "variance": f"{places} the mean variance"}
     for name, scale in scales.items():
         found = mean(by_seed(frame, f"{name}_spread"))
         says = f"The {name} of a pixel is the same everywhere"
-        made.append(Claim(says, found.below(SMALL), f"{spread} {name} {scale}: {found}; {IS_SMALL}"))
+        made.append(Claim(says, found.below(SMALL), f"{spread} {name} {scale}: {found}; {same}"))
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
         because = f"fraction of the differences that displacement explains: {found}; required: above {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
-    because = f"{spread} correlation r of neighbors {places} 1 - r: {found}; {IS_SMALL}"
+    because = f"{spread} correlation r of neighbors {places} 1 - r: {found}; {same}"
     return [*made, Claim("Neighboring pixels have the same correlation everywhere", found.below(SMALL), because)]

@@ -20,26 +20,31 @@ TOLERANCE = 1.03
 
 def claims(collected: Collected) -> list[Claim]:
     """Which kinds of stacks keep GSC, which lower GSC, and whether mean field predicts the factor."""
-    frame, kept = collected.frame, f"a stack by less than {100 * (UNCHANGED - 1):.0f} %"
+    frame, kept = (
+        collected.frame,
+        f"GSC of a stack differs from GSC of the torus by less than {100 * (UNCHANGED - 1):.0f} %",
+    )
     totals = of.factors(frame)
     lowered = {
         "Zero padding lowers GSC from the middle layer to the output": factor(frame, "zeros", of.depth(frame) // 2),
         **{f"{WORDS[kind].capitalize()} lowers GSC": factor(frame, kind) for kind in POOLING},
-        "Average pooling lowers GSC more than max pooling": geometric_mean(totals["average"] / totals["max"]),
     }
-    made = [_near(frame, kind, f"GSC of {kept}", 1.0, UNCHANGED) for kind in KEEPING]
-    made += [Claim(says, mean.below(1), f"factor: {mean}") for says, mean in lowered.items()]
+    made = [_near(frame, kind, kept, 1.0, UNCHANGED) for kind in KEEPING]
+    made += [Claim(says, mean.below(1), f"factor: {mean}; claimed: below 1") for says, mean in lowered.items()]
+    ratio = geometric_mean(totals["average"] / totals["max"])
+    because = f"GSC with average pooling divided by GSC with max pooling: {ratio}; claimed: below 1"
+    made.append(Claim("Average pooling lowers GSC more than max pooling", ratio.below(1), because))
     for kind in POOLING:
         own = of.predicted(frame, kind)
         margin = TOLERANCE ** (len(own) - 1)
-        made.append(_near(frame, kind, "GSC by the factor that mean field predicts", float(own[0]), margin))
+        made.append(_near(frame, kind, "GSC changes by the factor that mean field predicts", float(own[0]), margin))
     return made
 
 
 def _near(frame: pd.DataFrame, kind: str, says: str, expected: float, margin: float) -> Claim:
     found, low, high = factor(frame, kind), expected / margin, expected * margin
     because = f"factor: {found}; expected: {expected:.3f}; accepted: {low:.3f} to {high:.3f}"
-    return Claim(f"{WORDS[kind].capitalize()} changes {says}", found.between(low, high), because)
+    return Claim(f"With {WORDS[kind]}, {says}", found.between(low, high), because)
 
 
 def answer(collected: Collected) -> str:
@@ -50,7 +55,9 @@ def answer(collected: Collected) -> str:
     if kept:
         most = 100 * math.expm1(max(abs(math.log(found[kind].value)) for kind in kept))
         names = listed(WORDS[kind] for kind in kept)
-        text.append(f"Compared with a torus, GSC from input to output changes by at most {most:.1f} % with {names}.")
+        text.append(
+            f"Compared with circular padding, GSC from input to output changes by at most {most:.1f} % with {names}."
+        )
     if others := [WORDS[kind] for kind in KEEPING if kind not in kept]:
         text.append(f"GSC is not shown to stay the same with {listed(others)}.")
     if lowered := [kind for kind in POOLING if found[kind].below(1)]:
@@ -62,19 +69,19 @@ def answer(collected: Collected) -> str:
 STUDY = Study(
     question="What do stride, padding and pooling do to the gradients of a convolutional network?",
     use="""
-Choose stride and padding without regard to gradients: stride and padding hardly change GSC at initialization. Max
+When you choose stride and padding, you need not consider gradients: both hardly change GSC at initialization. Max
 pooling makes gradients smaller relative to the activations, and average pooling makes them much smaller. A random
-change has different signs within a window, so averaging cancels most of the change.
+change has different signs within a window, so averaging cancels most of it.
 """,
     method=f"""
 A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} convolutions of size 3 x 3 with ReLU,
 {{model.channels}} channels, He's weights and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels
 ({{data.batch_size}} samples, {{probes}} probes, {{num_seeds}} seeds). We compare stacks with equal weights:
 
-- **circular**: on a torus, where opposite borders are joined. The other stacks are compared with this stack.
+- **circular**: circular padding, which joins opposite borders to a torus. This stack ("the torus") is the reference.
 - **valid**, **reflect** and **zeros**: without padding, with mirrored padding, and with zero padding.
-- **strided**: the first convolution of every stage has stride 2, on a torus.
-- **max**, **average**: 2 x 2 pooling at the end of every stage, on a torus.
+- **strided**: circular padding; the first convolution of every stage has stride 2.
+- **max**, **average**: circular padding; 2 x 2 pooling at the end of every stage.
 
 The **factor** of a stack is its GSC from input to output, divided by GSC of the torus with the same seed. Stacks of one
 seed have equal weights and inputs, so common effects of a seed cancel. We report geometric means over seeds.
@@ -83,9 +90,10 @@ seed have equal weights and inputs, so common effects of a seed cancel. We repor
 independent, so a convolution with He's weights and ReLU does not change GSC, for any stride. Zero padding changes GSC,
 because some weights have no effect at the border. Average pooling of m pixels multiplies GSC by 1 / (1 + (m - 1) rho).
 Here rho is the cosine similarity of two pixels; the factor is 1 / m if the pixels are equal. Max pooling passes each
-gradient to the largest pixel, which is positive more often than the other pixels. The factor of max pooling is
-therefore 2 P(max h > 0) / (2 E[max(h, 0)^2]), where h are pre-activations. In the first layer, pre-activations are
-uncorrelated, because the input is white noise. Each further layer makes them more similar.
+gradient to the largest pixel, which is positive more often than the other pixels. If a window has the
+pre-activations h_1, ..., h_m of variance 1, the factor of max pooling is therefore
+P(max h_i > 0) / E[max(h_1, ..., h_m, 0)^2]. In the first layer, pre-activations of a window are uncorrelated, because
+the input is white noise. Each further layer makes them more similar.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations and inputs. Mean field is the limit of
@@ -96,11 +104,13 @@ are white noise. Pixels of images are correlated, so average pooling should lowe
     answer=answer,
     figures=figures.draw,
     captions={
-        "total": "GSC from input to output of each stack, divided by GSC of the torus. Left: stride and padding. "
-        "Right: pooling. Dots: means with 95 % intervals. Crosses: mean field, drawn a little above the dots. "
-        "Gray band: GSC counts as unchanged.",
-        "layers": "GSC from every layer to the output. Left: stride and padding, divided by GSC of the torus. Middle: "
+        "total": "GSC from input to output of each stack, divided by GSC with circular padding (the torus). Left: "
+        "stride and padding. "
+        "Right: pooling. Dots: means with 95 % intervals. Crosses: mean field, drawn slightly above the dots. "
+        "Gray band: factors that count as no change.",
+        "layers": "GSC from every layer to the output. Left: stride and padding, divided by GSC of the torus (circular "
+        "padding). Middle: "
         "max pooling. Right: average pooling. Bars are 95 % intervals over seeds. Crosses: mean field, where it "
-        "differs from the torus. In the left panel, points are shifted sideways a little.",
+        "differs from the torus. In the left panel, points are shifted slightly sideways.",
     },
 )

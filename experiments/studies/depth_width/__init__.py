@@ -24,19 +24,22 @@ def claims(collected: Collected) -> list[Claim]:
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size)[:-1], strict=True)
         says = f"The log rate of {name(network)} stays within tolerance at every {size}"
-        parts = "; ".join(f"at {size} {number}: {one:+}" for one, number in means)
-        because = f"deviation from {size} {rates.numbers(size)[-1]} {parts}; tolerance: {TOLERANCE:g}"
+        parts = listed(f"{one:+} at {size} {number}" for one, number in means)
+        because = f"log rate minus log rate at {size} {rates.numbers(size)[-1]}: {parts}; tolerance: {TOLERANCE:g}"
         made.append(Claim(says, rates.within_tolerance(size), because))
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         change, sizes = _change(found, network, size), rates.numbers(size)
         says = f"The rate of {name(network)} depends on the {size}"
-        because = f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+}; tolerance: {TOLERANCE:g}"
+        because = (
+            f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+}; supported: interval without "
+        )
+        because += f"0; contradicted: interval that contains 0 and lies within {TOLERANCE:g} of 0"
         made.append(Claim(says, _depends(change), because))
     for network, rates in found.items():
         end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
         says = f"Extrapolated to infinite width, the rate of {name(network)} agrees with mean field within tolerance"
         because = f"extrapolated log rate minus log rate of mean field: {end:+}; tolerance: {TOLERANCE:g}"
-        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; slope against 1 / width: {slope:+}"))
+        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; slope of the fitted line: {slope:+}"))
     return made
 
 
@@ -56,10 +59,10 @@ def answer(collected: Collected) -> str:
     for size in SIZES:
         verdicts = {name(network): rates.within_tolerance(size) for network, rates in found.items()}
         num, sizes = list(verdicts.values()).count(True), found["selu"].numbers(size)
-        kept = f"is the same in {num} of {len(found)} networks ({{}});" if num < len(found) else "is the same in {};"
+        same = f"is the same within {100 * TOLERANCE:g} % in"
+        kept = f"{same} {num} of {len(found)} networks ({{}});" if num < len(found) else f"{same} {{}};"
         words = told(verdicts, kept, "it changes by more in {};", "undecided: {};").rstrip(";")
         sentences.append(f"From {size} {sizes[0]} to {size} {sizes[-1]}, the growth rate of GSC per layer {words}.")
-    sentences[0] = sentences[0].replace("is the same", f"is the same within {100 * TOLERANCE:g} %", 1)
     rates = found["selu"]
     return (
         f"{' '.join(sentences)} In the largest SELU network, GSC grows by a factor of {rates.largest} per layer; "
@@ -70,15 +73,15 @@ def answer(collected: Collected) -> str:
 def details(collected: Collected) -> str:
     """Verdicts from the seeds that were added after the first look, and results of all networks."""
     found = all_rates(collected)
-    again, sentences = len(found["selu"].values) - FIRST_SEEDS, []
+    again, parts = len(found["selu"].values) - FIRST_SEEDS, []
     if again > 1:
         later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}
         words = [f"{verdict} for the {size}" for size, verdict in later.items()]
         seeds = f"{again} seeds were added after the first look. If only these seeds are used"
-        sentences.append(f"{seeds}, the claim that SELU stays within tolerance is {listed(words)}.")
+        parts.append(f"{seeds}, the claim that SELU stays within tolerance is {listed(words)}.")
     for size in SIZES:
         verdicts = {name(network): rates.within_tolerance(size) for network, rates in found.items()}
-        sentences.append(told(
+        parts.append(told(
             verdicts, f"At every {size}, the log rate stays within tolerance for {{}}.",
             f"The log rate leaves the tolerance at some {size} for {{}}.", "The verdict is undecided for {}.",
         ))  # fmt: skip
@@ -86,16 +89,17 @@ def details(collected: Collected) -> str:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
         small = [name(network) for network, change in changes.items() if _depends(change) is False]
-        sentences.append(
-            f"Networks whose rate is shown to depend on the {size}: {listed(shown)}. Networks without a dependence "
-            f"beyond the tolerance: {listed(small)}."
+        parts.append(
+            f"Networks whose rate is shown to depend on the {size} (in brackets: change of the log rate): "
+            f"{listed(shown)}. Networks whose rate is shown to change by less than the tolerance, if at all: "
+            f"{listed(small)}."
         )
     rows = []
     for network, rates in found.items():
         ends, limit = (f"{mean(rates.ends(size)):+}" for size in SIZES), geometric_mean(np.exp(rates.lines[:, 0]))
         rows.append([name(network), rates.largest, f"{rates.theory:.4f}", *ends, limit])
     header = ["network", "rate, largest network", "mean field", "log rate: deepest - shallowest", "widest - narrowest"]
-    return f"{' '.join(sentences)}\n\n{table([*header, 'rate at infinite width'], rows)}"
+    return "\n\n".join([*parts, table([*header, "rate at infinite width"], rows)])
 
 
 STUDY = Study(
@@ -112,17 +116,18 @@ output is measured from {{measurement.num_sources}} equally spaced layers with {
 The **rate** is the factor by which GSC grows per layer. It is fitted over the half of the network nearer the output
 (`gradscope.coefficients.growth`). Rates are compared by their natural logarithms.
 
-A network is **within tolerance** if its log rate at each depth (or each width) differs from that at the largest depth
-(or width) by less than {TOLERANCE:g}. The largest size is the reference, because the mean over all sizes moves with the
-sizes that are chosen. Depths are compared by means over the widths, and widths by means over the depths. A difference
-as large as the tolerance changes GSC by a factor of e over the deepest network. The whole interval of every difference
-must lie inside the tolerance. Intervals are 95 % Student's t intervals over seeds. They are simultaneous (Bonferroni)
-over these differences, and over {LOOKS} analyses of the data.
+A network is **within tolerance** over depth if its log rate at every depth differs by less than {TOLERANCE:g} from its
+log rate at the largest depth. Each of these log rates is a mean over the widths. Over width, the same definition holds
+with depth and width exchanged. The largest size is the reference, because the mean over all sizes would depend on the
+choice of sizes. A difference as large as the tolerance changes GSC by a factor of e over the deepest network. The
+interval of every difference must lie inside the tolerance. Intervals are 95 % Student's t intervals over seeds. They
+are simultaneous (Bonferroni) over these differences and over {LOOKS} analyses: one with the first {FIRST_SEEDS}
+initializations, and one with all {{num_seeds}}.
 
 A rate **depends on the depth** if the whole interval of its change from the smallest to the largest depth lies on one
 side of 0, even if the change is slight. The claim is contradicted if the interval contains 0 and lies within the
-tolerance: a dependence, if there is one, is then smaller than the tolerance. The dependence on the width is tested in
-the same way. Intervals are simultaneous over these {len(SIZES) * len(NETWORKS)} tests and over {LOOKS} analyses.
+tolerance: the rate then changes by less than the tolerance, if at all. The dependence on the width is tested in
+the same way. Intervals are simultaneous over these {len(SIZES) * len(NETWORKS)} tests and over the {LOOKS} analyses.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. The deviation of a
 finite network from mean field should be proportional to 1 / width. To test the limit, we fit a line to the log rate as
@@ -130,11 +135,12 @@ a function of 1 / width (least squares), and extrapolate this line to 1 / width 
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. The intervals in the table and for infinite width are not
-simultaneous. A first analysis of {FIRST_SEEDS} initializations could not quite decide whether SELU is within tolerance
-at every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log
-rates replaced rates. The details give the verdicts of the added initializations alone. Probes add little error to a
-rate, because the noise of the probes is nearly the same in all layers far from the output. The batch is smaller than
-every width. With batch normalization, a larger batch lowers the rate. The first and last layers may have another rate.
+simultaneous. A first analysis of {FIRST_SEEDS} initializations could not decide whether SELU is within tolerance at
+every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log rates were
+compared instead of rates. The details give the verdicts of the added initializations alone. Probes add little error to
+a rate, because the noise of the probes is nearly the same in all layers far from the output. The batch is smaller than
+every width. With batch normalization, a larger batch lowers the rate. In the first and last layers, GSC may grow at
+another rate.
 """,
     claims=claims,
     answer=answer,
@@ -142,10 +148,12 @@ every width. With batch normalization, a larger batch lowers the rate. The first
     figures=figures.draw,
     captions={
         "rates": "Growth rate of GSC per layer against the depth, one panel per network, one color per width. The gray "
-        "band is the tolerance around the rate of the largest network. The dashed line is mean field. Bars are 95 % "
-        "intervals. Points are shifted sideways a little.",
+        "band is the tolerance around the rate of the largest network. The dashed line is the mean-field prediction. "
+        "Bars are 95 % "
+        "intervals. Points are shifted slightly sideways.",
         "width": "Log rate per layer minus log rate of mean field, against 1 / width. The lines are least-squares "
-        "fits, extrapolated to infinite width. Each network is shifted sideways a little. Bars are 95 % intervals.",
+        "fits, extrapolated to infinite width. Points of each network are shifted slightly sideways. Bars are 95 % "
+        "intervals.",
         "profiles": "log10 GSC minus the prediction of mean field (a straight line), against the distance from the "
         "output: one row per network, one column per depth. The growth rate is constant where a curve is straight. "
         "Bands are 95 % intervals over seeds.",

@@ -44,7 +44,9 @@ def claims(collected: Collected) -> list[Claim]:
     for key in runs.deep:
         found, layers = mean(runs.final(key), num), runs.layers(key)
         says = f"{name(key)}: the effective depth is below half the number of layers"
-        made.append(Claim(says, found.below(layers / 2), f"effective depth: {found} of {layers} layers"))
+        made.append(
+            Claim(says, found.below(layers / 2), f"effective depth: {found} of {layers} layers; half: {layers / 2:g}")
+        )
     for key in runs.shallow:  # decided for each run, so there is no interval
         values, layers = runs.final(key), runs.layers(key)
         because = f"effective depth: {listed(sorted(values.astype(int).unique()), 'or')} of {layers} layers"
@@ -59,15 +61,19 @@ def claims(collected: Collected) -> list[Claim]:
     for key, other in alike.items():
         found = mean(runs.final(key) - runs.final(other), len(alike))
         says = f"{name(key)}: the effective depth is larger than at depth {other[3]}"
-        made.append(Claim(says, found.above(0), f"difference: {found}"))
+        made.append(Claim(says, found.above(0), f"effective depth minus effective depth at depth {other[3]}: {found}"))
     for key, other in skips.items():
         found = mean(runs.final(other) - runs.final(key), len(skips))
         says = f"{name(key)}: skip connections increase the effective depth"
-        made.append(Claim(says, found.above(0), f"change: {found}"))
+        made.append(
+            Claim(says, found.above(0), f"effective depth with skip connections minus effective depth without: {found}")
+        )
     for key in runs.deep:
         found, layers = mean(runs.replaceable(key), num), runs.layers(key)
         says = f"{name(key)}: a first-order expansion can replace more than half of the layers"
-        because = f"layers replaced until the loss rises by {SUFFERS:g}: {found} of {layers}"
+        because = (
+            f"layers replaced while the loss rises by at most {SUFFERS:g}: {found} of {layers}; half: {layers / 2:g}"
+        )
         made.append(Claim(says, found.above(layers / 2), because))
     return [*made, _independent(runs), _together(runs), _certain(runs)]
 
@@ -76,11 +82,14 @@ def _independent(runs: Runs) -> Claim:
     keys = runs.trained
     found = {key: mean(runs.final(key, "independent_depth") - runs.final(key), len(keys)) for key in keys}
     farthest = max(found, key=lambda key: abs(found[key].value))
+    near = {key: one.within(0, NEAR) for key, one in found.items()}
+    outside = "; ".join(name(key) for key, holds in near.items() if holds is False)
     says = f"Layers with independent directions would have the same effective depth, up to {NEAR:g} layer"
     return Claim(
         says,
-        all_of(*(one.within(0, NEAR) for one in found.values())),
-        f"largest difference (independent - measured): {found[farthest]}, for {name(farthest)}",
+        all_of(*near.values()),
+        f"largest difference (independent - measured): {found[farthest]}, for {name(farthest)}; networks whose whole "
+        f"interval is more than {NEAR:g} from 0: {outside or 'none'}",
     )
 
 
@@ -95,7 +104,8 @@ def _together(runs: Runs) -> Claim:
     return Claim(
         says,
         found.value < 0 if found.p < 0.05 else None,
-        f"rank correlation over {found.num} networks: {found.value:.2f}; p = {found.p:.2g}",
+        f"rank correlation over {found.num} networks: {found.value:.2f}; p = {found.p:.2g}; undecided: p of 0.05 or "
+        "more",
     )
 
 
@@ -107,7 +117,9 @@ def _certain(runs: Runs) -> Claim:
     return Claim(
         says,
         bool(widths.max() <= 1),
-        f"exactly known in {(widths == 0).sum()} of {len(widths)} runs; largest error in layers: {widths.max():.0f}",
+        f"the effective depth is known exactly in {(widths == 0).sum()} of {len(widths)} runs; largest error in the "
+        "other "
+        f"runs: {widths.max():.0f} {'layer' if widths.max() == 1 else 'layers'}",
     )
 
 
@@ -124,8 +136,11 @@ def answer(collected: Collected) -> str:
     for skips in ("without", "with"):
         keys = [key for key in runs.deep if (key[2] == "none") is (skips == "without")]
         if found := [mean(runs.replaceable(key)).value for key in keys]:
-            stands.append(f"the last {min(found):.0f} to {max(found):.0f} layers of networks {skips} skip connections")
-    return " ".join([*text, f"A first-order expansion can replace {listed(stands)}."])
+            stands.append(
+                f"the last {min(found):.0f} to {max(found):.0f} layers of deep networks {skips} skip connections"
+            )
+    lost = f"If the loss may rise by {SUFFERS:g}, a first-order expansion can replace"
+    return " ".join([*text, f"{lost} {listed(stands)}."])
 
 
 def _used(runs: Runs, keys: list[Key]) -> str:
@@ -144,7 +159,13 @@ def details(collected: Collected) -> str:
         accuracy = f"{100 * mean(runs.final(key, 'test_accuracy')).value:.1f}"
         rows.append([name(key), runs.layers(key), accuracy, *(str(mean(values)) for values in found)])
     failed = f"Training fails with every learning rate for: {listed(map(name, runs.failed))}."
-    return f"{table([*header, 'if independent', 'replaceable'], rows)}\n\n{failed}"
+    columns = (
+        f'"For share {TOLERANCES[1]:g}": effective depth if shares below {TOLERANCES[1]:g} do not count. "If '
+        'independent": effective depth '
+        'that layers with independent directions would have. "Replaceable": last layers that a first-order expansion '
+        f"can replace while the loss rises by at most {SUFFERS:g}."
+    )
+    return f"{columns}\n\n{table([*header, 'if independent', 'replaceable'], rows)}\n\n{failed}"
 
 
 STUDY = Study(
@@ -155,30 +176,32 @@ can have a large effective depth. With skip connections, a first-order expansion
 more: the changes of these layers act almost independently of each other.
 """,
     method=f"""
-**Residual trick.** A trained layer l is the layer before training plus the change by training. Its Jacobian is
-I_l + R_l: I_l belongs to the layer before training, R_l to the change. The Jacobian of the network is the product of
-these sums over all layers. Multiplied out, it has many terms. C^k is the sum of the terms that contain R_l of exactly
-k layers: the joint contribution of k trained layers, computed exactly by C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1).
+**Residual trick.** A trained layer l is the sum of the layer before training and the change by training. Its Jacobian
+is I_l + R_l, where I_l is the Jacobian of the layer before training, and R_l that of the change. The Jacobian of the
+network is the product of these sums over all layers. Multiplied out, this product has many terms. C^k is the sum of the
+terms that contain R_l of exactly k layers: the joint contribution of k trained layers, computed exactly by
+`C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
 
 The share of C^k is its norm divided by the sum of the norms of all contributions. The **effective depth** is the
 largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The residual trick and the name
 "effective depth" are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577). They bound C^k by norms of the
-layers; the definition by shares is ours. For comparison, we compute which effective depth layers with independent
-directions would have. This number depends only on the norms of I_l and R_l.
+layers; the definition by shares is ours. For comparison, we compute the effective depth that layers with
+independent directions would have. This number depends only on the norms of I_l and R_l.
 
 **Taylor replacement.** A first-order expansion around the parameters before training replaces the last n layers
-(`gradscope.taylor_losses`). The expansion leaves out products of the changes of different layers. We look for the
-largest n at which the loss on {TRIED} training digits rises by at most {SUFFERS:g}.
+(`gradscope.taylor_losses`). The expansion leaves out products of the changes of different layers. We report the
+largest n for which the loss on {TRIED} training digits rises by at most {SUFFERS:g}.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
 momentum {MOMENTUM:g}. The networks are plain or have skip connections: f + V phi(norm(W f)), one layer per block. Each
 run uses the learning rate with the lowest final training loss. Effective depths are computed in float64 on a batch of
 digits: estimated from {PROBES} random vectors if batch normalization couples the samples, and exact otherwise.
 """,
-    how_sure="""
+    how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
-other measured digits. Intervals of claims of one kind are simultaneous (Bonferroni). The smallest share that counts is
-a convention; the table also has values for a smaller share. Wider networks or longer training give other numbers.
+other measured digits. Intervals of claims of one kind are simultaneous (Bonferroni). The smallest share that counts,
+{TOLERANCES[0]:g}, is a convention; the table also has values for a smallest share of {TOLERANCES[1]:g}.
+Wider networks or longer training give other numbers.
 """,
     claims=claims,
     answer=answer,
@@ -186,13 +209,13 @@ a convention; the table also has values for a smaller share. Wider networks or l
     figures=figures.draw,
     captions={
         "effective_depth": "Effective depth of networks during and after training. Left: the deepest networks during "
-        "training. Right: all networks at the end of training; filled markers are the deepest networks, hollow markers "
-        "the others, and strokes mark the number of layers. Bars and bands are 95 % intervals over seeds; "
+        "training. Right: all networks at the end of training; filled markers show the deepest networks, hollow "
+        "markers the others, and strokes the number of layers. Bars and bands are 95 % intervals over seeds; "
         "there is no bar where all seeds agree. On the right, networks of different depth are shifted up or down.",
         "contributions": "Share of the joint contribution C^k of k trained layers at the end of training, for the "
         "deepest networks. Lines are means of logarithms over seeds, with bands of one standard deviation. Dotted "
-        "lines assume layers with independent directions. A line ends where the share of any seed is missing: shares "
-        "below 1e-15 are not kept. The gray line is the tolerance that defines effective depth.",
+        "lines assume layers with independent directions. A line ends where the share of any seed is below "
+        "1e-15, because such shares are not stored. The gray line is the tolerance that defines effective depth.",
         "taylor": "Loss of the deepest networks when a first-order expansion replaces their last layers, minus the "
         "loss of the whole network. Lines are medians over seeds. Bands go from the lowest to the highest seed. "
         f"The gray line is a rise by {SUFFERS:g}; below it, the axis is linear.",

@@ -52,9 +52,10 @@ def answer(collected: Collected) -> str:
     return (
         f'The signal "{WORDS[most]}" announces the failure of {alarms.announced(warned)}, with a median lead of '
         f"{alarms.typical(warned)}. However, this signal is a false alarm in {alarms.false_alarms(most)} that do not "
-        f"fail. Signals with reliably less than {100 * MOST_FALSE_ALARMS:g} % false alarms "
-        f"({decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}) announce the failure of "
-        f"{alarms.announced(sure)}, with a median lead of {alarms.typical(sure)}."
+        f"fail. Signals that are shown to have less than {100 * MOST_FALSE_ALARMS:g} % false "
+        f"alarms ({decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}) announce the failure of "
+        f"{alarms.announced(sure)}, with a median lead of {alarms.typical(sure)}. Signals are defined under "
+        '"How it was found".'
     )
 
 
@@ -84,7 +85,11 @@ def details(collected: Collected) -> str:
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
         parts.append("The loss jump tests the same number as the failure, with a lower threshold.")
-    parts.append(f"{decide.largest(alarms).because}. Leads are medians in steps; all intervals are 95 % intervals.")
+    parts.append(
+        f"{decide.largest(alarms).because}. Leads are medians in steps; all intervals are 95 % intervals. The column "
+        '"first" counts the runs in which the signal is first, alone or with others. The column "equally long" is the '
+        "rate of false alarms in equally long monitoring."
+    )
     return "\n\n".join([" ".join(parts), _signals(alarms), _sensitivity(alarms)])
 
 
@@ -136,7 +141,7 @@ GSC is estimated from {NUM_PROBES} random vectors, the same at every step, on {N
 **Failure** is the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10. (The loss of guessing is
 ln 10.) **Controls** are the runs that do not fail. A control has **learned** if its last loss is
 below {LEARNED / GUESSING:g} times the loss of guessing. Thresholds of **signals** are taken from the monitor or were
-fixed before the runs. A *jump* is relative to the median of up to {RECENT} previous steps (at least {FEWEST}):
+fixed before the runs. A *jump* compares a value with its median over up to {RECENT} previous steps (at least {FEWEST}):
 
 - *loss jump*: the loss is above {LOSS_JUMP:g} times its median;
 - *gradient jump*: the norm of the gradient of all weights is above {signals.GRADIENT_JUMP:g} times its median;
@@ -145,15 +150,16 @@ fixed before the runs. A *jump* is relative to the median of up to {RECENT} prev
 - *GSC*: GSC from some layer to the logits (squared convention, arXiv:1712.05577) is above 10^{EXTREME_LOG10:g};
 - *GSC jump*: the largest GSC of all layers is above {signals.GSC_JUMP:g} times its median.
 
-Loss jump and failure are two thresholds for the loss. If the median is near the loss of guessing, the threshold of a
-loss jump is {LOSS_JUMP * GUESSING / FAILURE:g} times the threshold of a failure.
+Loss jump and failure are two thresholds of the same loss. If the median is near the loss of guessing, the threshold of
+a loss jump is {LOSS_JUMP * GUESSING / FAILURE:g} times the threshold of a failure.
 
 A signal **announces** a failure if it passes its threshold at an earlier step. The **lead** is the number of steps from
 the signal to the failure, or to a non-finite loss (NaN). In a control, every signal is a **false alarm**. A failing run
 is monitored only until it fails, so a signal has more steps to fire in a control. We therefore also report false alarms
 for **equally long** monitoring. For this, we form all pairs of a control and a failing run, and report the fraction of
 pairs in which the signal fires in the control before the failing run fails. A signal is **reliable** if the interval of
-its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %, unreliable if it is above, and undecided otherwise.
+its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %, unreliable if it is above, and undecided otherwise. A
+claim about reliable signals is decided only if its verdict is the same with and without the undecided signals.
 """,
     how_sure=f"""
 Runs of one network at one learning rate (a cell) resemble each other. Therefore the 95 % intervals resample whole
@@ -161,19 +167,22 @@ cells. If the intervals for independent runs are wider (Wilson for proportions, 
 those intervals. With few cells, intervals tend to be too narrow. The intervals cover only these networks and learning
 rates. We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the
 last step are not counted. A run that fails within {FEWEST} steps cannot show a jump. "Exploratory" claims were made
-after a first look at the runs. The same runs decide which signals are reliable and what these announce. The networks
-with the largest GSC at step 0 have normalization, which also limits the effect of a large update. The data cannot
-separate the effects of GSC and normalization. GSC above 10^{EXTREME_LOG10:g} would need deeper networks.
+after a first look at the runs. The same runs decide which signals are reliable, and which failures these signals
+announce. The networks with the largest GSC at step 0 have normalization, which also limits the effect of a large
+update. The data cannot separate the effects of GSC and normalization. To reach GSC above 10^{EXTREME_LOG10:g}, networks
+would have to be deeper.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "warnings": "For each signal, percentage of failing runs that are announced, and of others with a false alarm. "
+        "warnings": "For each signal, percentage of the failing runs that it announces, and percentage of the other "
+        "runs "
+        "in which it is a false alarm. "
         "Error bars are 95 % intervals.",
         "leads": "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run. "
         "Dots of equal values are shifted up or down. "
-        "Below the dots, diamonds: medians, with 95 % intervals; no bar: too few cells of network and "
-        "learning rate for an interval.",
+        "Below the dots, diamonds: medians, with 95 % intervals; no bar: too few cells "
+        "(combinations of network and learning rate) for an interval.",
         "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires if it is above 1.",
         "failures": "Percentage of runs that fail, by network and peak learning rate. Networks are sorted by GSC at "
         "step 0.",

@@ -26,21 +26,26 @@ LATE = 2 * FEWEST
 def warns(alarms: Alarms, name: str) -> Claim:
     """Whether a signal announces most failures."""
     lead, warned = alarms.typical(alarms.leads[name]), alarms.announced(alarms.leads[name])
-    return Claim(f'The signal "{WORDS[name]}" announces most failures', warned.most, f"{warned}; median lead: {lead}")
+    return Claim(
+        f'The signal "{WORDS[name]}" announces most failures',
+        warned.most,
+        f"{warned}; most: above 50 %; median lead: {lead}",
+    )
 
 
 def silent(alarms: Alarms, name: str) -> Claim:
     """Whether a signal never fires in most controls."""
     every, learned = (alarms.part(~fired[name]) for fired in (alarms.false, quiet(alarms.table, learned=True)))
     says = f'In most runs that do not fail, the signal "{WORDS[name]}" never fires'
-    return Claim(says, every.most, f"{every}; among runs that learned: {learned}")
+    return Claim(says, every.most, f"{every}; most: above 50 %; among runs that learned: {learned}")
 
 
 def tells(alarms: Alarms, name: str) -> Claim:
     """Whether a signal fires more often before a failure than in a control that is monitored equally long."""
     warned, more = alarms.leads[name].notna().mean(), alarms.advantage(name)
     says = f'Exploratory: "{WORDS[name]}" fires more often before failures than in equally long parts of other runs'
-    because = f"failing runs: {warned:.2f}; controls: {alarms.matched(name)}; difference: {more}"
+    because = f"fires in a fraction {warned:.2f} of failing runs and {alarms.matched(name)} of equally long parts of "
+    because += f"controls; difference: {more}"
     return Claim(says, more.above(0.0), because)
 
 
@@ -52,7 +57,8 @@ def update_first(alarms: Alarms) -> Claim:
     return Claim(
         'At these thresholds, "update" is the first signal (alone or with others) in most announced failures',
         update.most,
-        f"{update}; runs in which others are first: {others or 'none'}; false alarms of this signal: "
+        f"{update}; most: above 50 %; runs in which other signals are first: {others or 'none'}; false alarms of this "
+        "signal: "
         f"{alarms.false_alarms('update')}",
     )
 

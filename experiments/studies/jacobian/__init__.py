@@ -75,9 +75,10 @@ def answer(collected: Collected) -> str:
     return (
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
         f"network: the error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. J scales "
-        f"small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. One number "
-        "does not describe the Jacobian of networks in which a few directions carry the norm and most others collapse: "
-        f"{listed(few)}."
+        f"small areas by the factor |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. One "
+        "number "
+        "does not describe a Jacobian if a few directions carry its norm and most others collapse. This is shown for "
+        f"these deep networks: {listed(few)}."
     )
 
 
@@ -99,7 +100,7 @@ def _near_a_point(frame: pd.DataFrame) -> list[Claim]:
     slope, error = numbers.slope(frame), numbers.area_error(frame)
     return [
         Claim(
-            "The relative error of the linearization is proportional to the step",
+            "The relative error of the linearization is proportional to the step size",
             slope.within(1.0, SLOPE_MARGIN),
             f"slope on logarithmic axes: {slope}; proportional: within {SLOPE_MARGIN:g} of 1",
         ),
@@ -176,22 +177,24 @@ are defined as for GSC: the square of the number changes by more than {100 * (ST
 Gaussian matrices W of variance 1 / n, the mean of ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations and input points. The inequality between the two means and
-the rates of both controls are known beforehand, so they check the measurement. All numbers are exact up to rounding in
-float64. At the smallest steps, rounding dominates the error of the linearization. Gaussian matrices lose volume even
-without a nonlinearity, so a collapsing volume is mainly an effect of the weights. Tanh networks reach a constant rate
-only after many layers, so the first layers still affect the rates. The effective rank and the controls were added after
-a first look at norms and volumes. Layers are square. Normalization and ReLU are left out: they make J singular.
+Intervals are 95 % Student's t intervals over initializations and input points. The inequality between ln qm(J) and the
+mean log singular value, and the rates of both controls, are known beforehand, so they check the measurement. All
+numbers are exact up to rounding in float64. At the smallest steps, rounding dominates the error of the linearization.
+Gaussian matrices lose volume even without a nonlinearity, so a collapsing volume is mainly an effect of the weights.
+Tanh networks reach a constant rate only after many layers, so the first layers still affect the rates. The effective
+rank and the controls were added after a first look at norms and volumes. Layers are square. Normalization and ReLU are
+left out: they make J singular.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
         "grid": "Image of a grid of the plane under a tanh network (blue), and under its linearization "
         "at the center (orange).",
-        "steps": "Errors of the linearization against the step. Left: error of the output. Right: relative difference "
+        "steps": "Errors of the linearization against the step size h. Left: error of the output. Right: relative "
+        "difference "
         "between area and |det J|. One curve per initialization.",
-        "volume": "Singular values of the Jacobian from the input to each layer. Top: means; some "
-        "curves coincide, so only the last one drawn is seen. Bottom: effective rank. Bands are 95 % intervals over "
+        "volume": "Singular values of the Jacobian from the input to each layer. Top: logarithms of three means; where "
+        "curves coincide, only the last one drawn is visible. Bottom: effective rank. Bands are 95 % intervals over "
         "seeds.",
     },
     details=details,

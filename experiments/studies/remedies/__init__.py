@@ -50,7 +50,7 @@ def claims(collected: Collected) -> list[Claim]:
         *(_repeats(found, b, remedy) for b in BASELINES for remedy in TWINS[b] if (b, remedy) not in EXACT),
         *rates.values(),
         *(_keeps_layers(found["tanh_large"], remedy) for remedy in ("lecun", "lsuv")),
-        *_all_paid_for(found).values(),
+        *(_paid_for(found, baseline, measure) for baseline in BASELINES for measure in TESTED),
         Claim(
             "The looks-linear network is an affine map up to rounding",
             linear.affine,
@@ -68,15 +68,15 @@ def answer(collected: Collected) -> str:
     for baseline, by_remedy in found.items():
         least = min(numbers.remedies_of(baseline, by_remedy), key=lambda name: float(by_remedy[name].total.mean()))
         before, after = (by_remedy[name].total.mean() for name in (NONE, least))
-        best.append(f"{REMEDIES[least]} for {NAMES[baseline]} (from 10^{before:.1f} to 10^{after:.1f})")
+        best.append(f'"{REMEDIES[least]}" for {NAMES[baseline]} (from 10^{before:.1f} to 10^{after:.1f})')
     price = told(
-        {key: claim.holds for key, claim in _all_paid_for(found).items()},
-        "less growth costs nonlinearity in {};", "less growth leaves more nonlinearity in {};",
-        "the cost is undecided in {};",
+        {(MEASURES[m], NAMES[b]): _paid_for(found, b, m).holds for m in TESTED for b in BASELINES},
+        "less growth costs nonlinearity of {};", "less growth leaves more nonlinearity of {};",
+        "the cost is undecided for {};",
     ).rstrip(";")  # fmt: skip
     return (
         f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output, by a factor of more than "
-        f"{10**LEAST:.1f} at equal parameter counts. The strongest are {listed(best)}. "
+        f"{10**LEAST:.1f} at equal parameter counts. The strongest remedies are {listed(best)}. "
         f"{price[0].upper()}{price[1:]}."
     )
 
@@ -130,8 +130,9 @@ def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
     return Claim(
         f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" lowers GSC from input to output',
         change.below(-LEAST),
-        f"change of log10 GSC: {change:+}; limit: {-LEAST:.2f}; rate: {means.mean(after.rate)} instead of "
-        f"{before.rate.mean():.3f}",
+        f"change of log10 GSC: {change:+}; required: below {-LEAST:.2f}; rate per layer: {means.mean(after.rate)} "
+        "instead "
+        f"of {before.rate.mean():.3f}",
     )
 
 
@@ -141,7 +142,9 @@ def _repeats(found: Outcomes, baseline: str, remedy: str) -> Claim:
     rate = means.mean(found[baseline][remedy].rate - found[baseline][twin].rate)
     same = "the unchanged network" if twin == NONE else f'"{twin}"'
     says = f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" gives the same GSC as {same}'
-    because = f"difference of log10 GSC: {change:+}; limit: {LEAST:.2f}; difference of the rates: {rate:+}"
+    because = (
+        f"difference of log10 GSC: {change:+}; the same: within {LEAST:.2f} of 0; difference of the rates: {rate:+}"
+    )
     return Claim(says, change.within(0.0, LEAST), because)
 
 
@@ -149,7 +152,7 @@ def _same_rate(found: Outcomes, baseline: str) -> Claim:
     difference = means.mean(found[baseline]["wider"].rate - found[baseline][NONE].rate)
     says = f"{NAMES[baseline]}: fewer and wider layers do not change the rate per layer"
     change = _change(found, baseline, "wider", NONE)
-    because = f"change of the rate: {difference:+}; equal: within {EQUAL:.2g}; change of log10 GSC: {change:+}"
+    because = f"change of the rate: {difference:+}; equal: within {EQUAL:.2g} of 0; change of log10 GSC: {change:+}"
     return Claim(says, difference.within(0.0, EQUAL), because)
 
 
@@ -158,12 +161,8 @@ def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
     return Claim(
         f"tanh with {REMEDIES[remedy]} weights keeps its layers nonlinear",
         kept.above(KEPT),
-        f"linear fit error of the last layer, relative to large weights: {kept}; nonlinear: above {KEPT:g}",
+        f"linear fit error of the last layer, divided by that with large weights: {kept}; nonlinear: above {KEPT:g}",
     )
-
-
-def _all_paid_for(found: Outcomes) -> dict[tuple[str, str], Claim]:
-    return {(NAMES[b], MEASURES[measure]): _paid_for(found, b, measure) for b in BASELINES for measure in TESTED}
 
 
 def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:
@@ -171,7 +170,8 @@ def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:
     return Claim(
         f"{NAMES[baseline]}: remedies that leave less GSC leave less nonlinearity of {MEASURES[measure]}",
         order.value > 0 if order.p < limit else None,
-        f"rank correlation over {order.num} networks: {order.value:.2f}; p = {order.p:.2g}; limit of p: {limit:.2g}",
+        f"rank correlation over {order.num} networks: {order.value:.2f}; p = {order.p:.2g}; undecided: p of "
+        f"{limit:.2g} or more",
     )
 
 
@@ -200,15 +200,16 @@ For tanh without biases, critical and orthogonal have the same variance as lecun
 of the weights, so xavier, orthogonal and LSUV do not change the network. For SELU, orthogonal and LSUV do not change
 the variance. Repeated networks are marked †, compared with the network that they repeat, and not counted as remedies.
 
-**No finding is counted twice.** Three repetitions hold at every width and are no claims. Critical and lecun weights
-have the same distribution for tanh. Batch normalization cancels the scale of xavier weights, and the scale that LSUV
-gives to orthogonal weights. If wider layers keep the rate per layer, GSC from input to output falls because there are
-fewer layers. The claim that "wider" lowers GSC then follows from the rate, and is left out. That the looks-linear
-network is affine is a theorem, which is only checked.
+**No finding is counted twice.** Three repetitions hold exactly at every width, so they are not claims: critical and
+lecun weights have the same distribution for tanh, and batch normalization cancels both the scale of xavier weights and
+the scale that LSUV gives to orthogonal weights. If wider layers keep the rate per layer, GSC from input to output falls
+because there are fewer layers. The claim that "wider" lowers GSC then follows from the rate, and is left out. The
+looks-linear network is affine by a theorem, so this claim is only checked.
 
-**Growth** is log10 GSC (squared convention) from input to output, because networks with equal parameters differ in
-depth. A remedy **lowers** GSC if the whole interval of the change is below -{LEAST:.2f}. This is the growth over
-{DEPTH} layers at the rate {1 + MARGIN:g}, the largest rate that `gradscope.growth` calls stable.
+**Growth** is log10 GSC (squared convention) from input to output. Growth per layer would be misleading, because
+networks with equal numbers of parameters differ in depth. A remedy **lowers** GSC if the whole interval of its change
+is below -{LEAST:.2f}. The value {LEAST:.2f} is the growth over {DEPTH} layers at the rate {1 + MARGIN:g}, the largest
+rate that `gradscope.growth` calls stable.
 
 **Nonlinearity** is measured in three ways. "Not affine" is the fraction of the variance of the outputs that the best
 affine map of the inputs does not explain, on {NUM_FITTED} other samples. The fraction is corrected for the number of
@@ -216,9 +217,10 @@ fitted parameters. It is 0 for an affine map and 1 for a chaotic network. "Last 
 error: the fraction of the variance of the activations of the last layer that is not explained by one line per neuron.
 The third measure is the nonlinearity coefficient NLC (arXiv:1806.00179), which is 1 for an affine map.
 
-**Price.** Growth and nonlinearity (means over seeds) are compared by Spearman's rank correlation over networks. The p
-value is the fraction of permutations with at least this correlation (exact, two-sided). With {NUM_TESTS} correlations,
-p must be below {SIGNIFICANCE:g} / {NUM_TESTS}. NLC is not tested: for Gaussian noise, its square is nearly GSC.
+**Price.** Growth and nonlinearity (means over seeds) are compared by Spearman's rank correlation over networks. The
+exact two-sided p value is twice the fraction of permutations whose correlation is at least as extreme. Because there
+are {NUM_TESTS} correlations, p must be below {SIGNIFICANCE:g} / {NUM_TESTS}. NLC is not tested: for Gaussian noise, its
+square is nearly GSC.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations. Differences are computed for each seed. The mean of NLC
@@ -231,11 +233,11 @@ all at initialization. A network that is nearly affine at initialization may bec
     figures=figures.draw,
     captions={
         "growth": "Growth of GSC with each remedy, one column per network. Top: input to output. Bottom: per layer. "
-        "Dots: means with 95 % intervals over seeds. Square: the unchanged network. Strokes: mean field, where "
-        "it predicts a rate.",
+        "Dots: means with 95 % intervals over seeds. Square: the unchanged network. Strokes: mean-field "
+        "predictions, where they exist.",
         "cost": "Three measures of nonlinearity (rows) against growth from input to output, for each network (column). "
-        "Bars are 95 % intervals over seeds. Hollow markers: mean field does not distinguish this "
-        "network from another one, so their markers may overlap. Black square: the unchanged network.",
+        "Bars are 95 % intervals over seeds. Hollow markers: networks that mean field does not distinguish "
+        "from another network (marked † in the tables), so markers may overlap. Black square: the unchanged network.",
     },
     details=details,
 )

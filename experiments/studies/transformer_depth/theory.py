@@ -40,8 +40,8 @@ def shares(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)} and {DEPTHS[-1]} blocks, theory predicts the skip share of every branch within {SHARE:g}",
         means.all_of(*(one.within(0.0, SHARE) for one in found.values())),
-        f"largest difference (measured - theory): {worst:+}, at {branch} of block {block}, one of {len(found)} "
-        "simultaneous intervals",
+        f"largest difference (measured - theory): {worst:+}, in the {branch} branch of block {block}, one of "
+        f"{len(found)} simultaneous intervals; limit: {SHARE:g} for every interval",
     )
 
 
@@ -50,7 +50,8 @@ def band(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, GSC of at least {100 * COVERED:g} % of the networks lies in the band of theory",
         inside(frame, norm).above(COVERED),
-        f"{inside(frame, norm)}; with scaled weights: {inside(frame, norm, SCALED)}",
+        f"{inside(frame, norm)}; required: at least {100 * COVERED:g} %; with scaled weights: "
+        f"{inside(frame, norm, SCALED)}",
     )
 
 
@@ -67,7 +68,7 @@ def _lengths(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, theory predicts the squared length of the stream within {100 * (LENGTH - 1):.0f} %",
         means.all_of(*(one.within(0.0, math.log10(LENGTH)) for one in found.values())),
-        f"log10 of measured / predicted: {ratios}; limit: {math.log10(LENGTH):.3f}",
+        f"log10 of (measured / predicted squared length): {ratios}; limit: {math.log10(LENGTH):.3f} for every depth",
     )
 
 
@@ -76,7 +77,9 @@ def _gsc(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, theory predicts the mean of log10 GSC over networks within {GSC:g}",
         means.all_of(*(one.within(0.0, GSC) for one in found.values())),
-        "measured - theory: " + listed(f"{one:+} at depth {depth}" for depth, one in found.items()),
+        "measured - theory: "
+        + listed(f"{one:+} at depth {depth}" for depth, one in found.items())
+        + f"; limit: {GSC:g} for every depth",
     )
 
 
@@ -93,5 +96,6 @@ def _rises(frame: pd.DataFrame) -> Claim:
     return Claim(
         f"With pre-norm, skips pass a larger share in the last of {DEPTHS[-1]} blocks than in the first",
         means.all_of(*(one.above(0.0) for one in found)),
-        "last - first block: " + listed(f"{one:+} ({branch})" for one, branch in zip(found, BRANCHES, strict=True)),
+        "skip share of the last block minus that of the first: "
+        + listed(f"{one:+} ({branch})" for one, branch in zip(found, BRANCHES, strict=True)),
     )

@@ -40,7 +40,8 @@ def answer(collected: Collected) -> str:
         f"{found.typical(warned)}, and is a false alarm in {found.false_alarms(most)} that do not. A jump of the loss "
         f"announces {found.announced(loss)}, with a median lead of {found.typical(loss)}. At peak step size {LARGE:g}, "
         f"log10 of the largest attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with "
-        f"QK norm; at {TOO_LARGE[0]:g}, QK norm delays the failure by {delay} steps."
+        f"QK norm. At peak step size {TOO_LARGE[0]:g}, QK norm moves the failure by {delay} steps (negative: earlier). "
+        'Signals are defined under "How it was found".'
     )
 
 
@@ -55,7 +56,7 @@ def details(collected: Collected) -> str:
         ]
         for name in sorted(found.fired, key=lambda name: -found.leads[name].notna().sum())
     ]  # fmt: skip
-    head = ["signal", "failures announced", "lead", f"{EARLY} steps before", "false alarms", "equally long"]
+    head = ["signal", "failures announced", "lead", f"at least {EARLY} steps before", "false alarms", "equally long"]
     rates = sorted(frame["lr"].unique())
     moved = [
         [decide.NAMES[name], "with" if qk else "without",
@@ -67,7 +68,9 @@ def details(collected: Collected) -> str:
     silent = [WORDS[name] for name in THRESHOLDS if name not in found.fired]
     return (
         f"Of {len(failed)} runs, {failed.sum()} diverge. Signals that never fired: {listed(silent)}. All intervals are "
-        f"95 % intervals; leads are medians.\n\n{table(head, rows)}\n\nlog10 of last / first step:\n\n"
+        "95 % intervals; leads are medians. The last column is the rate of false alarms in equally long "
+        "monitoring.\n\n"
+        f"{table(head, rows)}\n\nChange in training by peak step size, as log10 of last / first step:\n\n"
         f"{table(changes, moved)}"
     )
 
@@ -95,51 +98,59 @@ STUDY = Study(
     question="What moves while a small GPT learns, and which signal precedes a divergence?",
     answer=answer,
     use="""
-Watch the size of updates relative to the weights: it is known from the first steps on. Do not stop a run because its
-attention logits are large; compare them with those of a run of the same network that learns.
+Monitor the norm of updates relative to the norm of the weights; it is known from the first steps on. Do not stop a run
+because its attention logits are large; compare them with those of a run of the same network that learns.
 """,
     method=f"""
 `gs.models.GPT` with {{model.depth}} pre-norm blocks of width {{model.width}} learns to predict bytes of Python's
 documentation (`data=text`), with AdamW in float32 and {{train.batch_size}} windows of {{data.length}} bytes per step.
 Over {{train.max_steps}} steps, the step size rises linearly to a peak value (range test, L. N. Smith,
-arXiv:1506.01186). A network has QK norm or not: queries and keys are then normalized per head (arXiv:2010.04245).
-Monitor and loss are recorded at every step, on {{monitor.batch_size}} windows of the test text.
+arXiv:1506.01186). Networks are trained with and without QK norm; with QK norm, queries and keys are normalized per head
+(arXiv:2010.04245). The quantities of the monitor and the loss are recorded at every step, on {{monitor.batch_size}}
+windows of the test text.
 
 **Failure** (divergence) is the first step whose loss is non-finite or above 2 ln 256 = {FAILURE:.1f} nats. The loss of
-guessing is ln 256 = {GUESSING:.2f} nats. **Controls** are the runs that do not fail. A *jump* is relative to the median
-of up to {RECENT} previous steps (at least {FEWEST}). The **signals** fire above these thresholds:
+guessing is ln 256 = {GUESSING:.2f} nats. **Controls** are the runs that do not fail. The value of a *jump* is a
+quantity divided by its median over up to {RECENT} previous steps (at least {FEWEST}). The **signals** are quantities
+with a threshold, and fire above this threshold:
 
 - *loss jump*, of the training loss: {_limits("loss_jump")};
 - *gradient jump*, of the norm of the gradient of all weights: {_limits("gradient_jump")};
-- *attention logit*, the largest of all heads: {_limits("attention_logit")};
-- *entropy*, 1 / (least relative entropy of a head): {_limits("entropy")};
-- *update*, the largest norm of an update relative to the norm of its weights: {_limits("update")};
-- *weight growth*, the largest norm of weights relative to the first step: {_limits("weight_growth")};
+- *attention logit*, the largest in all heads: {_limits("attention_logit")};
+- *entropy*, the inverse of the smallest attention entropy of a head (divided by its maximum): {_limits("entropy")};
+- *update*, the largest norm of an update divided by the norm of its weights: {_limits("update")};
+- *weight growth*, the largest norm of weights divided by their norm at the first step: {_limits("weight_growth")};
 - *GSC*, the larger of GSC (squared convention) from embedding to logits and its inverse: {_limits("gsc")}.
 
-The thresholds are the largest values in the runs of two other seeds that did not fail, rounded up. A signal
-**announces** a failure if it passes its threshold at an earlier step; the **lead** is the number of steps between. In a
-control, every signal is a **false alarm**. "Equally long" is the fraction of pairs of a control and a failing run in
-which the signal fires in the control before the failing run fails.
+Two other seeds served to set the thresholds: each threshold is the largest value in their runs that did not fail,
+rounded up. A signal **announces** a failure if it passes its threshold at an earlier step; the **lead** is the number
+of steps from the signal to the failure. In a control, every signal is a **false alarm**. A failing run is monitored
+only until it fails, so a signal has more steps to fire in a control. False alarms in **equally long** monitoring are
+therefore the fraction of pairs of a control and a failing run in which the signal fires in the control before the
+failing run fails.
 """,
     how_sure=f"""
 Runs with equal step size and QK norm (a cell) resemble each other. So the 95 % intervals of proportions and medians
-resample whole cells, or are those of independent runs where these are wider. With few cells, intervals tend to be too
-narrow. Intervals of means are Student's t intervals over seeds. They are not simultaneous. Step sizes, length of the
-runs, thresholds and claims were chosen with the seeds 100 to 102, which are not among the runs here. A warning counts
-from {EARLY} steps on as early, and a rate of false alarms below {100 * MOST_FALSE_ALARMS:g} % as low. The step size
-itself rises in every run and is larger in runs that fail. A signal that follows the step size, such as the update,
-therefore separates runs without a look at the network. All networks are tiny and of one kind, and train for few steps.
-The length of the residual stream is not recorded in training.
+resample whole cells. If the intervals for independent runs are wider, we use those intervals. With few cells, intervals
+tend to be too narrow. Intervals of means are Student's t intervals over seeds. They are not simultaneous. Step sizes,
+length of the runs, thresholds and claims were chosen with the seeds 100 to 102, which are not among the runs here. A
+warning is early if it comes at least {EARLY} steps before the failure. A rate of false alarms is low if it is below
+{100 * MOST_FALSE_ALARMS:g} %. The step size itself rises in every run and is larger in runs that fail. A signal that
+follows the step size, such as the update, therefore separates failing runs from others, whatever happens in the
+network. All networks are tiny and of one kind, and train for few steps. The length of the residual stream is not
+recorded in training.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "leads": "Steps from a warning to the failure, one dot per run that is warned. Dots of equal values are "
+        "leads": "Steps from a signal to the failure, one dot per failure that the signal announces. Dots of equal "
+        "values are "
         "shifted up or down. Below the dots, diamonds: medians, with 95 % intervals.",
-        "warnings": "For each signal, percentage of failing runs that are announced, and of others with a false "
-        "alarm. Error bars are 95 % intervals.",
-        "moving": "What moves in training, by peak step size. Solid: without QK norm. Dashed: with QK norm. Lines are "
+        "warnings": "For each signal, percentage of the failing runs that it announces, and percentage of the other "
+        "runs "
+        "in which it is a false alarm. Error bars are 95 % intervals.",
+        "moving": "Quantities that change in training, by peak step size. Solid: without QK norm. Dashed: with QK "
+        "norm. Lines are "
         "medians over seeds. The gray line is the loss that counts as a failure.",
         "failures": "Percentage of runs that fail, by peak step size and QK norm.",
     },

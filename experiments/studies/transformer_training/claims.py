@@ -26,9 +26,9 @@ NAMES = {
     "loss": "the loss",
     "gradient": "the norm of the gradient",
     "attention_logit": "the largest attention logit",
-    "least_entropy": "the least entropy of a head",
-    "weight_growth": "the largest growth of a layer's weights",
-    "log10_gsc": "GSC of the embedding",
+    "least_entropy": "the smallest attention entropy of a head",
+    "weight_growth": "the largest weight norm (relative to the first step)",
+    "log10_gsc": "GSC from embedding to logits",
 }
 
 
@@ -41,14 +41,20 @@ def of_signals(alarms: Alarms) -> list[Claim]:
 def announces(alarms: Alarms, name: str) -> Claim:
     """Whether a signal announces most failures."""
     warned, lead = alarms.announced(alarms.leads[name]), alarms.typical(alarms.leads[name])
-    return Claim(f'The signal "{WORDS[name]}" announces most failures', warned.most, f"{warned}; median lead: {lead}")
+    return Claim(
+        f'The signal "{WORDS[name]}" announces most failures',
+        warned.most,
+        f"{warned}; most: above 50 %; median lead: {lead}",
+    )
 
 
 def early(alarms: Alarms, name: str) -> Claim:
     """Whether a signal announces most failures well before."""
     warned = alarms.part(alarms.leads[name] >= EARLY)
     return Claim(
-        f'The signal "{WORDS[name]}" announces most failures at least {EARLY} steps before', warned.most, f"{warned}"
+        f'The signal "{WORDS[name]}" announces most failures at least {EARLY} steps before',
+        warned.most,
+        f"{warned}; most: above 50 %",
     )
 
 
@@ -58,7 +64,7 @@ def silent(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" fires in less than {100 * MOST_FALSE_ALARMS:g} % of the runs that do not fail',
         None if (above := false.above(MOST_FALSE_ALARMS)) is None else not above,
-        f"{false}; as long as a failing run: {alarms.matched(name)}",
+        f"{false}; rate in equally long monitoring: {alarms.matched(name)}",
     )
 
 
@@ -70,7 +76,7 @@ def first(alarms: Alarms) -> Claim:
     others = ", ".join(f"{WORDS[name]} {firsts[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
         'The signal "update" is first (alone or with others) in most announced failures',
-        update.most, f"{update}; runs in which others are first: {others}",
+        update.most, f"{update}; most: above 50 %; runs in which other signals are first: {others}",
     )  # fmt: skip
 
 
@@ -84,7 +90,7 @@ def of_movement(frame: pd.DataFrame) -> list[Claim]:
             Claim(
                 f"While a GPT learns at peak step size {GOOD:g}, {NAMES[name]} {words[sign]}",
                 means.all_of(*(one.above(0.0) if sign > 0 else one.below(0.0) for one in found.values())),
-                f"log10 of last / first step: {found[False]:+} without QK norm, {found[True]:+} with QK norm",
+                f"log10 of (last / first value): {found[False]:+} without QK norm, {found[True]:+} with QK norm",
             )
         )
     return claims
@@ -99,12 +105,12 @@ def of_norm(frame: pd.DataFrame, runs: pd.DataFrame) -> list[Claim]:
     return [
         Claim(
             f"At peak step size {LARGE:g}, the largest attention logit is smaller with QK norm than without",
-            smaller.below(0.0), f"log10 of the ratio at the last step: {smaller:+}",
+            smaller.below(0.0), f"log10 of (logit with / logit without QK norm) at the last step: {smaller:+}",
         ),
         *(
             Claim(
                 f"At peak step size {lr:g}, runs with QK norm fail later than runs without",
-                one.above(0.0), f"difference of paired runs: {one:+} steps",
+                one.above(0.0), f"step of failure with QK norm minus that without, paired by seed: {one:+} steps",
             )
             for lr, one in later.items()
         ),

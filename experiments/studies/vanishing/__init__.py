@@ -12,6 +12,7 @@ from experiments.evidence.words import measured, table
 from experiments.studies.vanishing import chains, figures, numbers
 from experiments.studies.vanishing.measurement import measure
 from experiments.studies.vanishing.numbers import NETWORKS, SCALES, SIGMOID, SLOPE
+from gradscope.coefficients.growth import MARGIN
 
 __all__ = ["STUDY", "measure"]
 
@@ -29,7 +30,7 @@ def claims(collected: Collected) -> list[Claim]:
     steady = numbers.gsc_growth(frame)[SIGMOID]
     return [
         Claim(
-            "Automatic differentiation agrees with the chain rule by hand, digit by digit",
+            "Automatic differentiation agrees with the chain rule by hand, up to rounding",
             difference < ROUNDING,
             f"largest relative difference of the three derivatives: {difference:.1e}",
             identity=True,
@@ -51,7 +52,8 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "GSC, which does not depend on the scale of layers, also vanishes in a sigmoid network",
             steady["verdict"] == "vanishing",
-            f"rate: {measured(steady['rate'], steady['rate_low'], steady['rate_high'])}, {steady['verdict']}",
+            f"growth rate of GSC per layer: {measured(steady['rate'], steady['rate_low'], steady['rate_high'])}, "
+            f"verdict: {steady['verdict']}; vanishing: below {1 - MARGIN:g}",
         ),
         *(_keeps(frame, activation, norm) for activation, norm in NETWORKS),
         _larger(frame, SCALES[0]),
@@ -65,8 +67,8 @@ def answer(collected: Collected) -> str:
     lead = {True: "Yes, for", False: "No, not for", None: "The data cannot tell for"}[_quarter(frame).holds]
     alone = not (_larger(frame, SCALES[0]).holds or _keeps(frame, "sigmoid", "batch").holds)
     return (
-        f"{lead} a sigmoid network with the usual weight variance 1 / n: per layer toward the input, its gradient "
-        f"changes by a factor of {numbers.rate(frame, *SIGMOID)}; mean field predicts "
+        f"{lead} a sigmoid network with the usual weight variance 1 / n. Per layer toward the input, its gradient is "
+        f"multiplied by {numbers.rate(frame, *SIGMOID)}; mean field predicts "
         f"{numbers.in_theory(1):.4f}, and the slope allows at most {SLOPE:g}."
         f"{'' if alone else ' But the slope does not decide alone: weights and normalization also matter.'}"
     )
@@ -78,7 +80,7 @@ def details(collected: Collected) -> str:
     larger = ", ".join(f"{numbers.rate(frame, *SIGMOID, scale).value:.3f} for {scale**2} / n" for scale in SCALES)
     inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
-        f"Factor per layer of the sigmoid network with larger weight variance: {larger}. {_kept_names(frame)}\n\n"
+        f"Factor per layer of the sigmoid network with larger weight variance: {larger}.\n\n{_kept_names(frame)}\n\n"
         f"{_network_table(frame)}\n\n"
         "Factors are for the norm of the gradient of the weights, with simultaneous intervals. Rate, mean field and "
         f"verdict are for GSC.\n\nThe chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
@@ -96,10 +98,12 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
     depth, factor = numbers.layers(frame), numbers.rate(frame, activation, norm)
     most = KEPT ** (1 / depth)
     return Claim(
-        f"In {labels.network_name([activation, norm])}, gradient norms change by less than a factor of {KEPT:g} "
+        f"In the network {labels.network_name([activation, norm])}, gradient norms change by less than a factor of "
+        f"{KEPT:g} "
         f"over {depth} layers",
         means.all_of(factor.above(1 / most), factor.below(most)),
-        f"factor per layer: {factor}; over {depth} layers: {factor.value**depth:.2g}",
+        f"factor per layer: {factor}; claimed: {1 / most:.3f} to {most:.3f}; over {depth} layers: "
+        f"{factor.value**depth:.2g}",
     )
 
 
@@ -173,8 +177,8 @@ labels; there are {{num_seeds}} initializations. Weights have variance 2 / n for
 - the growth rate of GSC from every layer to the logits;
 - the standard deviation over samples of the pre-activations of the last layer.
 
-The **factor per layer** is the growth of the gradient norm per layer from the last layer to the second layer. The norm
-counts as kept if it changes by less than a factor of {KEPT:g} over all layers.
+The **factor per layer** is the factor by which the gradient norm grows per layer, from the last layer back to the
+second. The norm counts as kept if it changes by less than a factor of {KEPT:g} over all layers.
 
 **Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]), which is at
 most sqrt(v) / 4 for any data. Larger weights raise this bound, so we also multiply the hidden weights of the sigmoid
@@ -191,7 +195,7 @@ networks are at initialization, have no biases, and have the same depth and widt
         "gradients": "Norm of the gradient of the weights of every layer, one panel per normalization. Lines are means "
         "of logarithms over seeds, bands one standard deviation.",
         "chains": "Derivative of the last unit of a chain of sigmoids with respect to the first unit, against the "
-        "number of units, and the bound of this derivative. One color for small weights, one for large weights.",
+        "number of units, and the bound of this derivative. One color shows small weights, the other large weights.",
         "weights": "Factor per layer of a sigmoid network against its weight variance. Bars are 95 % intervals.",
     },
     details=details,

@@ -67,6 +67,12 @@ def test_how_to_run_it_again_and_how_long_it_takes(seconds, num_threads, threads
     assert "python -m experiments.train -m" in trained and "two cores" not in trained
 
 
+def test_commits_of_runs_that_differ_are_listed():
+    several = collected()
+    several.manifest["commit"] = ["b" * 40, "a" * 40]
+    assert "commits aaaaaaaaaa and bbbbbbbbbb." in page(asked(), several)
+
+
 def test_numbers_of_the_method_are_those_of_the_configuration():
     method = "{num_seeds} seeds, depth {model.depth}, width {model.width}, rate {measurement.learning_rate}, R^{-l}"
     text = page(asked(method=method))

@@ -234,8 +234,8 @@ def test_the_answer_follows_the_claims(published):
     for name in ("mean_spread", "variance_spread"):
         frame["value"] = frame["value"].where(frame["quantity"] != name, 0.01)
     answer = convolution.answer(replace(published, frame=frame))
-    assert answer.startswith("Convolutions do not keep the symmetry") and "the symmetry is broken by stride." in answer
-    assert "2 of 5 properties" in answer
+    assert answer.startswith("Convolutions do not keep the symmetry") and "symmetry is broken by stride." in answer
+    assert "2 of these 5" in answer
 
 
 def test_figures_show_the_means(published):

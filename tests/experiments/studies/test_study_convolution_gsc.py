@@ -126,8 +126,8 @@ def test_factors_and_claims_follow_the_frame(published):
     found = numbers.factor(frame, "strided")
     assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
     verdicts = {claim.says: claim.holds for claim in convolution_gsc.claims(replace(published, frame=frame))}
-    assert verdicts["Stride 2 changes GSC of a stack by less than 10 %"] is False
-    assert verdicts["No padding changes GSC of a stack by less than 10 %"] is True
+    assert verdicts["With stride 2, GSC of a stack differs from GSC of the torus by less than 10 %"] is False
+    assert verdicts["With no padding, GSC of a stack differs from GSC of the torus by less than 10 %"] is True
 
 
 def shifted(published, **factors):
@@ -149,7 +149,7 @@ def test_the_answer_follows_the_claims(published):
     assert "average pooling by a factor of 2.0." in lowered and "max pooling by" not in lowered
     verdicts = {claim.says: claim.holds for claim in convolution_gsc.claims(collected)}
     assert verdicts["Max pooling lowers GSC"] is False and verdicts["Average pooling lowers GSC"] is True
-    assert verdicts["Average pooling changes GSC by the factor that mean field predicts"] is False
+    assert verdicts["With average pooling, GSC changes by the factor that mean field predicts"] is False
 
 
 def test_the_side_is_that_of_the_configuration():

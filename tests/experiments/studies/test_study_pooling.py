@@ -83,7 +83,7 @@ def test_the_answer_and_the_figure_follow_the_frame():
     changed, gained, left = pooling.answer(collected).split(". ")
     assert "0.50 (max pooling) and 0.50 (average pooling)" in changed and "0.90 (max pooling) and 1.50" in changed
     assert "smaller for max pooling and average pooling" in gained
-    assert "0.05 (max pooling)" in left and "the map is nearly invariant" in left
+    assert "0.05 (max pooling)" in left and "so the map is nearly invariant" in left
     assert "0.20 (max pooling)" in pooling.answer(told(max=2.0)) and "not nearly" in pooling.answer(told(max=2.0))
     drawn = pooling.STUDY.figures(collected)["pooling"]
     container = next(c for c in drawn.axes[2].containers if c.get_label() == "max pooling")

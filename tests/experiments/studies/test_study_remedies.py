@@ -219,9 +219,9 @@ def test_claims_of_a_frame_that_is_known():
     assert only(claims, "affine map").verdict == "checked"
     answer, details = remedies.STUDY.answer(collected), remedies.STUDY.details(collected)
     assert answer.startswith("15 of 17 remedies lower GSC")
-    assert "looks linear for relu+batch (from 10^8.0 to 10^5.5)" in answer
-    assert "Less growth costs nonlinearity in tanh with large weights (the outputs) and relu+batch (the outp" in answer
-    assert "less growth leaves more nonlinearity in tanh with large weights (the last layer) and relu+batch" in answer
+    assert '"looks linear" for relu+batch (from 10^8.0 to 10^5.5)' in answer
+    assert "Less growth costs nonlinearity of the outputs (tanh with large weights, relu+batch" in answer
+    assert "less growth leaves more nonlinearity of the last layer (tanh with large weights, relu+batch" in answer
     assert "of the outputs: none." in details and "| below 1e-06 |" in details and "| critical† |" in details
 
 
