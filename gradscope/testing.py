@@ -62,7 +62,7 @@ def assert_growth(
             narrow if there are many layers and tens of samples.
 
     Raises:
-        AssertionError: The interval is outside [low, high].  The message has the profile, and the first and worst layers.
+        AssertionError: The interval is outside [low, high].  The message has the profile and the worst layers.
         ValueError: Fewer than six layers (use `assert_total`), bounds that are not an interval, or most layers lie
             off the trunk, so the assertion would leave them out.
 

@@ -292,9 +292,9 @@ def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray
 
 def _log10_root_of_ratio(numerators: FloatArray, denominators: FloatArray) -> tuple[float, float]:
     """log10 sqrt(sum / sum), and its error by the delta method over the entries; NaN if there is only one."""
-    ratio = numerators.sum() / denominators.sum()
-    if ratio == 0:
-        return -math.inf, 0.0
+    top, bottom = numerators.sum(), denominators.sum()
+    if top == 0 or bottom == 0:  # nothing changed; or all of it, and any change is infinitely large
+        return (-math.inf, 0.0) if top == 0 else (math.inf, math.nan)
     influence = numerators / numerators.mean() - denominators / denominators.mean()
     error = influence.std(ddof=1) / math.sqrt(len(influence)) if len(influence) > 1 else math.nan
-    return math.log10(ratio) / 2, error / (2 * math.log(10))
+    return math.log10(top / bottom) / 2, error / (2 * math.log(10))

@@ -252,6 +252,17 @@ def test_independent_contributions_are_a_distribution_by_enumeration():
     np.testing.assert_allclose(symmetric_logarithms(np.full(3000, -2.0)), log_pmf, rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_unit_that_was_dead_has_changed_infinitely():
+    torch.manual_seed(0)
+    dead = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model = nn.Sequential(nn.Linear(4, 4), dead, nn.Linear(4, 2)).double()
+    initial = copy.deepcopy(model)
+    nn.init.constant_(initial[1][0].bias, -100)
+    found = gs.effective_depth(model, torch.randn(6, 4, dtype=torch.float64), initial=initial)
+    assert found.log10_changes.tolist() == [-math.inf, math.inf, -math.inf]
+
+
 def test_independent_contributions_hold_where_changes_are_independent():
     """Gaussian matrices and independent Gaussian changes: squares add up, up to the spread of one network."""
     differences = []
