@@ -116,8 +116,9 @@ def test_the_answer_follows_the_verdicts():
 def test_the_details_follow_the_verdicts():
     many = depth_width.details(Collected(synthetic(width_effect=2.0, noise_of=1e-3, num_seeds=16), None, {}))
     assert many.startswith("3 seeds were added") and "is supported for the depth and " in many
-    assert "depend on the depth: none. Networks without a dependence beyond the tolerance: selu." in many
-    assert "depend on the width: selu (-0.0" in many
+    assert "depend on the depth (in brackets: change of the log rate): none. Networks" in many
+    assert "change by less than the tolerance, if at all: selu." in many
+    assert "depend on the width (in brackets: change of the log rate): selu (-0.0" in many
     assert "leaves the tolerance at some width for selu." in many and "| selu | 1." in many
     few = depth_width.details(Collected(synthetic(noise_of=1e-3), None, {}))
     assert "after the first look" not in few

@@ -181,7 +181,7 @@ def verdicts(*args, **kwargs):
 
 
 def keeps(network):
-    return (f"In {network}, gradient norms",)
+    return (f"In the network {network}, gradient norms",)
 
 
 def test_claims_follow_the_factors():
