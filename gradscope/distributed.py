@@ -36,12 +36,13 @@ def gathered(own: T) -> list[T]:
     return values
 
 
-def agreed(decision: T) -> T:
-    """The decision of rank 0, for all ranks, which must not act differently: clocks and random numbers differ."""
+def agreed(decision: T, groups: Iterable[Any] | None = None) -> T:
+    """The decision of the first rank, for all ranks, or those of ``groups``, which must not act differently."""
     if not parallel():
         return decision
     shared = [decision]
-    torch.distributed.broadcast_object_list(shared, src=0)
+    for group in [None] if groups is None else groups:
+        torch.distributed.broadcast_object_list(shared, group_src=0, group=group)
     return shared[0]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gradscope.backward.cotangents import Probes
 from gradscope.choices import Nonnegative, Positive, Share, check_choice, checked, stacklevel
-from gradscope.coefficients.gsc import FewLayersWarning, gsc
+from gradscope.coefficients.gsc import gsc, whole
 from gradscope.coefficients.profiles import Profile
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Forward, as_batch
@@ -63,8 +63,8 @@ def assert_growth(
 
     Raises:
         AssertionError: The interval is outside [low, high].  The message has the profile and the worst layers.
-        ValueError: Fewer than six layers (use `assert_total`), bounds that are not an interval, or most layers lie
-            off the trunk, so the assertion would leave them out.
+        ValueError: Fewer than six layers (use `assert_total`), bounds that are not an interval, or several
+            inputs, because the assertion would leave out the layers before they meet.
 
     >>> import torch
     >>> import gradscope as gs
@@ -123,8 +123,8 @@ def assert_total(
 
     Raises:
         AssertionError: The whole interval is outside [low, high].  The message has the profile and the worst layer.
-        ValueError: Bounds that are not an interval, or most layers lie off the trunk, for example because the model has
-            several inputs: the total would leave them out.
+        ValueError: Bounds that are not an interval, or several inputs, because the total would leave out the layers
+            before they meet.
 
     >>> import torch
     >>> import gradscope as gs
@@ -157,13 +157,12 @@ def assert_total(
 
 
 def _profile(model: nn.Module, data: Any, **options: Any) -> Profile:
-    """The profile; ValueError if its default rows leave out most layers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FewLayersWarning)
-        try:
-            return gsc(model, data, **options)
-        except FewLayersWarning as few:
-            raise ValueError(f"The assertion would leave out most of the model. {few}") from None
+    """The profile; ValueError if its default rows leave out the layers before the meeting point of several inputs."""
+    token = whole.set(True)
+    try:
+        return gsc(model, data, **options)
+    finally:
+        whole.reset(token)
 
 
 @checked

@@ -91,8 +91,8 @@ def answer(collected: Collected) -> str:
         None: "It is undecided whether the nonlinearity coefficient (NLC) of the whole network agrees",
     }
     return (
-        f"{rates}. These numbers are growth factors of GSC per layer. The last layer {linear.rstrip(';')}. "
-        f"{agree[whole.holds]}. {whole.because[0].upper()}{whole.because[1:]}."
+        f"{rates} (in brackets: growth factor of GSC per layer). The last layer {linear.rstrip(';')}. "
+        f"{agree[whole.holds]}: {whole.because}."
     )
 
 

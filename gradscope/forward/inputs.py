@@ -200,7 +200,7 @@ def as_batch(data: Any, *, forward: Forward | None, loss_fn: Loss = ..., finite:
             raise ValueError(
                 "data is a pair (inputs, labels), but the labels would be ignored: give "
                 f"{'' if loss_fn is ... else 'loss_fn= or '}only the inputs. If both are inputs, give forward=, a "
-                "function (model, batch) -> tensor; if they are two batches, give iter(data)."
+                f"function (model, batch) -> tensor{'' if loss_fn is ... else '; for two batches, give iter(data)'}."
             )
         if len(data) == 1:  # a loader of inputs without labels
             (data,) = data

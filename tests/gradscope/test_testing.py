@@ -121,7 +121,7 @@ def test_an_assertion_that_would_leave_out_most_layers_is_refused(check):
     torch.manual_seed(0)
     model, x, info = TwoInputs(), torch.randn(8, 4), torch.randn(8, 4)
     with pytest.raises(
-        ValueError, match=r"would leave out most of the model.*forward=lambda model, x: model\(x, other"
+        ValueError, match=r"all layers before .last., where .* 2 inputs meet.*forward=lambda model, x: model\(x, other"
     ):
         check(model, {"x": x, "info": info}, low=0.1, high=10)
 
@@ -133,3 +133,16 @@ def test_the_total_of_one_of_two_inputs():
         gs.testing.assert_total(model, x, low=0.1, high=10, forward=lambda model, x: model(x, info))
     profile = gs.testing.assert_total(model, {"x": x, "info": info}, layers=["first"], low=1e-9, high=1)
     assert profile.layers[0] == "first"
+
+
+def test_one_input_that_a_few_layers_share_is_tested_whole():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + self.inner(x)
+
+    profile = gs.testing.assert_total(Residual(), torch.randn(8, 4), low=1e-3, high=1e3)
+    assert profile.layers == ("input", "output")

@@ -25,12 +25,12 @@ def answer(collected: Collected) -> str:
     explained = [mean(by_seed(frame, f"{name}_explained")).value for name in ("covariance", "correlation")]
     return (
         f"Convolutions {keep} the symmetry up to rounding, except near the border, if the shift is a multiple of all "
-        f"strides. The symmetry is broken by {listed(breaks)}. A shift by one pixel changes the output of the AlexNet "
+        f"strides; it is broken by {listed(breaks)}. A shift by one pixel changes the output of the AlexNet "
         "by "
         f"{before:.2f} of the distance between two images at initialization, and by {after:.2f} of this distance after "
         f"training. If statistics of images are the same at all positions, the images have {len(images)} properties "
         "that we test; "
-        f"CIFAR-10 is shown to have {images.count(True)} of these {len(images)}. The displacement between two "
+        f"CIFAR-10 is shown to have {images.count(True)} of these {len(images)}, and the displacement between two "
         f"pixels explains {explained[0]:.2f} of the differences between covariances of pixels, and {explained[1]:.2f} "
         "of the differences between their correlations."
     )

@@ -200,7 +200,7 @@ digits: estimated from {PROBES} random vectors if batch normalization couples th
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. Intervals of claims of one kind are simultaneous (Bonferroni). The smallest share that counts,
-{TOLERANCES[0]:g}, is a convention; the table also has values for a smallest share of {TOLERANCES[1]:g}.
+{TOLERANCES[0]:g}, is a convention; the table also has values for a smallest share of {100 * TOLERANCES[1]:g} %.
 Wider networks or longer training give other numbers.
 """,
     claims=claims,

@@ -51,9 +51,9 @@ def answer(collected: Collected) -> str:
     warned, sure = alarms.leads[most], decide.warned_by(alarms, MOST_FALSE_ALARMS)[0]
     return (
         f'The signal "{WORDS[most]}" announces the failure of {alarms.announced(warned)}, with a median lead of '
-        f"{alarms.typical(warned)}. However, this signal is a false alarm in {alarms.false_alarms(most)} that do not "
-        f"fail. Signals that are shown to have less than {100 * MOST_FALSE_ALARMS:g} % false "
-        f"alarms ({decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}) announce the failure of "
+        f"{alarms.typical(warned)}, but it is a false alarm in {alarms.false_alarms(most)} that do not fail. Signals "
+        f"that are shown to have less than {100 * MOST_FALSE_ALARMS:g} % false alarms "
+        f"({decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}) announce the failure of "
         f"{alarms.announced(sure)}, with a median lead of {alarms.typical(sure)}. Signals are defined under "
         '"How it was found".'
     )

@@ -50,7 +50,7 @@ def answer(collected: Collected) -> str:
     plain, residual = (means.mean(numbers.block_totals(frame, case)) for case in RESNETS)
     lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_resnet(frame)[0].holds]
     return (
-        "A skip connection that is k times as long as its branch divides GSC - 1 of a block by k^2 + 1. This is shown "
+        "A skip connection that is k times as long as its branch divides GSC - 1 of a block by k^2 + 1, as is shown "
         f"within {100 * TOLERANCE:.0f} % in {diluted.count(True)} of {len(diluted)} cases. If the skip has weight 1, "
         "k grows "
         f"with depth, and GSC grows more slowly than an exponential for {listed(slower)}. Skip connections {lowers} "

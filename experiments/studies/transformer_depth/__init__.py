@@ -52,7 +52,7 @@ def answer(collected: Collected) -> str:
     band = " and ".join(f"{theory.inside(frame, norm)} with {name(norm)}" for norm in NORMS)
     return (
         f"At initialization, log10 GSC over the {DEPTHS[-1]} blocks of a GPT is {deepest['pre']} with pre-norm and "
-        f"{deepest['post']} with post-norm. We expected an exponential with post-norm ({exponential}) and a power of "
+        f"{deepest['post']} with post-norm; we expected an exponential with post-norm ({exponential}) and a power of "
         f"the depth with pre-norm ({power}). If the weights that write into the residual stream are scaled by "
         f"1 / sqrt(2 depth), log10 GSC is {scaled[0]} with pre-norm and {scaled[1]} with post-norm. GSC lies in the "
         f"band of mean-field theory in {band}."

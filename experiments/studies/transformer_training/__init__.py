@@ -40,8 +40,7 @@ def answer(collected: Collected) -> str:
         f"{found.typical(warned)}, and is a false alarm in {found.false_alarms(most)} that do not. A jump of the loss "
         f"announces {found.announced(loss)}, with a median lead of {found.typical(loss)}. At peak step size {LARGE:g}, "
         f"log10 of the largest attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with "
-        f"QK norm. At peak step size {TOO_LARGE[0]:g}, QK norm moves the failure by {delay} steps (negative: earlier). "
-        'Signals are defined under "How it was found".'
+        f"QK norm; at peak step size {TOO_LARGE[0]:g}, QK norm moves the failure by {delay} steps (negative: earlier)."
     )
 
 

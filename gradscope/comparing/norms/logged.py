@@ -207,7 +207,7 @@ def _hint(
     if any(number != known[0] for number in known):
         return "The processes log different numbers, so not all of them are the global norm."
     rounding, hints = _rounding(known[0]), []
-    if rounding > rtol:
+    if rounding > rtol and abs(known[0] - norm) <= 1.01 * rounding * known[0]:
         hints.append(f"If {known[0]!r} is a rounded number, give rtol={_rounded_up(rounding):g}.")
     lacking = [name for name, value in (("max_norm", max_norm), ("scaler", scale)) if value is None]
     if lacking:
@@ -217,7 +217,7 @@ def _hint(
 
 def _rounding(number: float) -> float:
     """Largest relative error of a number that was rounded to the digits with which Python prints it."""
-    last = Decimal(repr(number)).as_tuple().exponent
+    last = Decimal(repr(number).removesuffix(".0")).as_tuple().exponent
     return float(Decimal((0, (5,), int(last) - 1))) / number if number else 0.0
 
 

@@ -123,7 +123,7 @@ def repair(
         del captured
         eager = listed(model)[""]
         parameters = dict(eager.named_parameters())
-        joint = _joint(model)
+        groups = _groups(model)
 
         def proved() -> Local:
             return proving.stages(model, batches, stages, streamed=fresh is not None)
@@ -145,7 +145,7 @@ def repair(
                 solution = Solution(0.0, stage.reason, 0)
                 if not stage.reason:
                     solution = solve(measure, math.log(goals[number]), wished, math.log1p(margin) / 2)
-                    solution = agreed(solution) if joint else solution
+                    solution = agreed(solution, groups)
                     scale.set(stage.parameters, math.exp(solution.log_factor))
                 solutions.append(solution)
                 if progress is not None:
@@ -176,10 +176,13 @@ def _goals(goal: Wish, stages: Sequence[Stage]) -> list[float]:
     return [float(goal.get(name, 1.0)) for name in known]
 
 
-def _joint(model: nn.Module) -> bool:
-    """Whether several processes hold one model, as shards or as replicas, so that all must scale it alike."""
-    replicas = isinstance(model, nn.parallel.DistributedDataParallel)
-    return replicas or any(stored(parameter) is not parameter for parameter in model.parameters())
+def _groups(model: nn.Module) -> list[Any]:
+    """Groups of processes that hold this model, as shards or as replicas, so that all must scale it alike."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return [model.process_group]
+    shards = [stored(p) for p in model.parameters() if stored(p) is not p]
+    meshes = dict.fromkeys(shard.device_mesh for shard in shards)  # type: ignore[attr-defined]
+    return [group for mesh in meshes for group in mesh.get_all_groups()]
 
 
 def _batches(fresh: Any, forward: Forward | None) -> list[Any]:

@@ -62,12 +62,14 @@ def class_name(module: nn.Module) -> str:
 
 def original(kind: type) -> type:
     """The class of a module before ``fully_shard`` was called for it."""
-    return kind.__mro__[2]
+    names = [base.__name__ for base in kind.__mro__]
+    return kind.__mro__[names.index(_FSDP2) + 1]
 
 
 def is_fsdp(module: nn.Module) -> bool:
     """Whether ``fully_shard`` was called for a module."""
-    return type(module).__mro__[1].__name__ == _FSDP2
+    kind = type(module)  # `replicate` puts a subclass of FSDPModule in front; a parametrization another class
+    return kind.__module__.startswith("torch.distributed") and _FSDP2 in [base.__name__ for base in kind.__mro__]
 
 
 def has_sharding_hooks(module: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from gradscope.forward.wrappers.refusals import HOOKS, has_sharding_hooks, held,
 Function = TypeVar("Function", bound=Callable[..., Any])
 _SOURCE = "_gathered_from"  # the attribute of a whole parameter that holds the sharded one
 
+LOADING = "_load_state_dict_post_hooks"  # those of FSDP2 take the parameters of a module for shards
 STATE = "__composable_api_state_key"  # how names begin under which torch keeps the state of FSDP2 in a module
 
 
@@ -106,7 +107,7 @@ class _Unsharded(interruptible):
                             full[id(tensor)] = _full(tensor)
                         self.undo.append(partial(members.__setitem__, name, tensor))
                         members[name] = full[id(tensor)]
-            for kind in HOOKS:
+            for kind in (*HOOKS, LOADING):
                 hooks = getattr(module, kind)
                 if any(map(is_sharding, hooks.values())):
                     self.undo.append(partial(module.__dict__.__setitem__, kind, hooks))
@@ -122,6 +123,11 @@ class _Unsharded(interruptible):
             for name in [name for name in members if name.startswith(STATE)]:
                 self.undo.append(partial(members.__setitem__, name, members[name]))
                 del members[name]
+            for name, method in list(members.items()):  # of register_fsdp_forward_method
+                function = getattr(method, "__func__", None)
+                if function is not None and function.__globals__["__name__"].startswith("torch.distributed.fsdp"):
+                    self.undo.append(partial(members.__setitem__, name, method))
+                    members[name] = function.__wrapped__
 
     def _reshard(self, module: Any) -> None:
         """Let FSDP2 give a module its shards, if it holds whole parameters now (rounded, in mixed precision)."""

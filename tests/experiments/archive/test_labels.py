@@ -14,7 +14,7 @@ from experiments.archive import collecting, labels
 from experiments.config import command_line
 from experiments.reports import growth as report_growth
 from experiments.reports import sweep_figures
-from gradscope import plots
+from gradscope import frames, plots
 from tests.gradscope.plots.test_plots import profile
 
 mpl.use("Agg")
@@ -155,7 +155,7 @@ def test_settings_of_a_measurement_are_networks_of_their_own(tmp_path, monkeypat
     table = labels.with_networks(report_growth.growth_table(labels.in_order(frame, keys), keys), keys)
     assert sorted(table["network"]) == names and all(name.split("=")[0] in printed for name in names)
     for run, rows in labels.with_networks(frame, keys).groupby("run"):  # each of one seed: the truth is its own frame
-        farthest = plots.to_last_target(rows[rows["quantity"] == "gsc"]).sort_values("depth_from_output").iloc[-1]
+        farthest = frames.to_last_target(rows[rows["quantity"] == "gsc"]).sort_values("depth_from_output").iloc[-1]
         of_network = table.set_index("network").loc[rows["network"].iloc[0]]
         assert of_network["log10_gsc"] == pytest.approx(farthest["log10_value"]), run
 

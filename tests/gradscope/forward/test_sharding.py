@@ -1,5 +1,6 @@
 """Sharded models on two processes are measured as the model of one process, and are left as they were."""
 
+import copy
 from functools import cache
 
 import numpy as np
@@ -30,6 +31,9 @@ class Net(nn.Module):
             self.again.weight = self.up.weight
         self.head.bias.requires_grad_(False)
         self.double()
+
+    def encode(self, x):
+        return self.act(self.up(x))
 
     def forward(self, x):
         h = self.norm(x + self.down(self.act(self.up(x))))
@@ -250,13 +254,44 @@ def kinds():
         return gs.compare(model, X).judged
 
 
-def stack():
-    torch.manual_seed(0)
+def stack(seed=0):
+    torch.manual_seed(seed)
     return nn.Sequential(*[part for _ in range(5) for part in (nn.Linear(6, 6), nn.Tanh())]).double()
 
 
+def whole_models():
+    """What a model that is whole for a while can do: be copied, load weights, and run a method known to FSDP2."""
+    from torch.distributed._composable.replicate_with_fsdp import replicate
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    found = {}
+    for kind, wrap in (("fully_shard", fsdp), ("replicate", lambda model: replicate(model, mesh=mesh(2)))):
+        model, before = wrap(without_norm()), without_norm()
+        register_fsdp_forward_method(model, "encode")
+        model(X)
+        with gs.unsharded(model):
+            twin = copy.deepcopy(model)
+            twin.load_state_dict({name: 2 * value for name, value in before.state_dict().items()})
+            same = type(twin) is Net and torch.equal(twin.up.weight, 2 * before.up.weight)
+        profile = gs.gsc(model, X, forward=lambda model, x: model.encode(x), probes="exact", layers="*")
+        plan = gs.repair(model, X, layers=["input", "last", "head"])
+        plan.apply()
+        model(X).sum().backward()  # FSDP2 gathers and frees parameters
+        found[kind] = same, profile.log10_values, type(model) is not Net, model(X).detach()
+    return found
+
+
+def stages():
+    """Factors of two different models, each sharded over a mesh of one process only."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = stack(torch.distributed.get_rank())
+    fully_shard(model, mesh=mesh(2, 1)["tensor"])
+    return gs.repair(model, X).factors
+
+
 FUNCTIONS = ["all_wrappers", "between_forward_and_backward", "sentences", "precision", "streams", "faults"]
-FUNCTIONS += ["differences", "kinds"]
+FUNCTIONS += ["differences", "kinds", "whole_models", "stages"]
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +377,23 @@ def test_two_sharded_models_differ_as_those_of_one_process(found, name):
 def test_layers_of_which_some_are_sharded_are_siblings(found):
     expected = gs.compare(stack(), X).judged
     assert len(expected) >= 4 and found["kinds"] == [expected, expected]
+
+
+@pytest.mark.parametrize("kind", ["fully_shard", "replicate"])
+def test_a_whole_model_can_be_copied_and_loaded_and_repaired(found, kind):
+    model = without_norm()
+    expected = gs.gsc(model, X, forward=lambda model, x: model.encode(x), probes="exact", layers="*").log10_values
+    gs.repair(model, X, layers=["input", "last", "head"]).apply()
+    for same, values, wrapped, output in (one[kind] for one in found["whole_models"]):
+        assert same and wrapped
+        np.testing.assert_allclose(values, expected, rtol=EXACT, atol=EXACT)
+        torch.testing.assert_close(output, model(X), rtol=1e-9, atol=EXACT)
+
+
+def test_stages_of_a_pipeline_have_factors_of_their_own(found):
+    for rank, factors in enumerate(found["stages"]):
+        assert factors == pytest.approx(gs.repair(stack(rank), X).factors, rel=1e-9)
+    assert found["stages"][0] != pytest.approx(found["stages"][1], rel=1e-3)
 
 
 def test_all_monitors_stop_at_the_fault_of_one_process(found):

@@ -92,7 +92,7 @@ def test_only_the_last_target_is_drawn_each_run_by_its_own_depth():
     short, deep = profile(0, 0.1, 5), profile(0, 0.1, 10)
     inner = deep[deep["index"] <= 4].assign(target="layers.4", depth_from_output=lambda f: 4 - f["index"])
     frame = pd.concat([short.assign(depth=5), deep.assign(depth=10), inner.assign(depth=10)], ignore_index=True)
-    kept = plots.to_last_target(frame)
+    kept = frames.to_last_target(frame)
     assert kept.groupby("depth").size().to_dict() == {5: 6, 10: 11}
     assert set(kept["target"]) == {"layers.5", "layers.10"}
 
