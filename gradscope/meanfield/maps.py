@@ -160,7 +160,8 @@ class DepthScales:
 
     - ``length``, ``correlation``: fixed points q* of the variance and c* of the correlation of pre-activations.
     - ``chi_1``: growth factor of squared gradients per layer, at the fixed point.
-    - ``chi_c``: growth factor of the distance from c* per layer, the slope of the correlation map.
+    - ``chi_c``: factor per layer by which the distance of the correlation from c* grows: the slope, at c*, of the map
+      from the correlation in one layer to that in the next.
     - ``gradient``: -1 / ln chi_1, negative if gradients explode, infinite if chi_1 = 1.
     - ``correlations``: xi_c = -1 / ln chi_c, the depth over which two inputs stay distinguishable.
     - ``lengths``: the depth over which the distance from q* shrinks by a factor of e.

@@ -234,7 +234,7 @@ def test_the_answer_follows_the_claims(published):
     for name in ("mean_spread", "variance_spread"):
         frame["value"] = frame["value"].where(frame["quantity"] != name, 0.01)
     answer = convolution.answer(replace(published, frame=frame))
-    assert answer.startswith("Convolutions do not keep the symmetry") and "symmetry is broken by stride." in answer
+    assert answer.startswith("Convolutions do not keep the symmetry") and "it is broken by stride." in answer
     assert "2 of these 5" in answer
 
 

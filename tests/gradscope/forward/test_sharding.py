@@ -261,24 +261,16 @@ def stack(seed=0):
 
 def whole_models():
     """What a model that is whole for a while can do: be copied, load weights, and run a method known to FSDP2."""
-    from torch.distributed._composable.replicate_with_fsdp import replicate
     from torch.distributed.fsdp import register_fsdp_forward_method
 
-    found = {}
-    for kind, wrap in (("fully_shard", fsdp), ("replicate", lambda model: replicate(model, mesh=mesh(2)))):
-        model, before = wrap(without_norm()), without_norm()
-        register_fsdp_forward_method(model, "encode")
-        model(X)
-        with gs.unsharded(model):
-            twin = copy.deepcopy(model)
-            twin.load_state_dict({name: 2 * value for name, value in before.state_dict().items()})
-            same = type(twin) is Net and torch.equal(twin.up.weight, 2 * before.up.weight)
-        profile = gs.gsc(model, X, forward=lambda model, x: model.encode(x), probes="exact", layers="*")
-        plan = gs.repair(model, X, layers=["input", "last", "head"])
-        plan.apply()
-        model(X).sum().backward()  # FSDP2 gathers and frees parameters
-        found[kind] = same, profile.log10_values, type(model) is not Net, model(X).detach()
-    return found
+    model, before = fsdp(without_norm()), without_norm()
+    register_fsdp_forward_method(model, "encode")
+    with gs.unsharded(model):
+        twin = copy.deepcopy(model)
+        twin.load_state_dict({name: 2 * value for name, value in before.state_dict().items()})
+        same = type(twin) is Net and torch.equal(twin.up.weight, 2 * before.up.weight)
+    profile = gs.gsc(model, X, forward=lambda model, x: model.encode(x), probes="exact", layers="*")
+    return same, profile.log10_values, type(model) is not Net
 
 
 def stages():
@@ -379,15 +371,12 @@ def test_layers_of_which_some_are_sharded_are_siblings(found):
     assert len(expected) >= 4 and found["kinds"] == [expected, expected]
 
 
-@pytest.mark.parametrize("kind", ["fully_shard", "replicate"])
-def test_a_whole_model_can_be_copied_and_loaded_and_repaired(found, kind):
-    model = without_norm()
-    expected = gs.gsc(model, X, forward=lambda model, x: model.encode(x), probes="exact", layers="*").log10_values
-    gs.repair(model, X, layers=["input", "last", "head"]).apply()
-    for same, values, wrapped, output in (one[kind] for one in found["whole_models"]):
+def test_a_whole_model_can_be_copied_and_loaded(found):
+    forward = lambda model, x: model.encode(x)  # noqa: E731 - as a user writes it
+    expected = gs.gsc(without_norm(), X, forward=forward, probes="exact", layers="*").log10_values
+    for same, values, wrapped in found["whole_models"]:
         assert same and wrapped
         np.testing.assert_allclose(values, expected, rtol=EXACT, atol=EXACT)
-        torch.testing.assert_close(output, model(X), rtol=1e-9, atol=EXACT)
 
 
 def test_stages_of_a_pipeline_have_factors_of_their_own(found):
