@@ -75,9 +75,9 @@ def answer(collected: Collected) -> str:
     return (
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
         f"network: the error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. J scales "
-        f"small areas by the factor |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. In the "
-        f"deep networks {listed(few)}, a few directions carry the norm of the Jacobian and most others collapse, so "
-        "one number does not describe it."
+        f"small areas by the factor |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. A "
+        "few directions carry the norm of the Jacobian and most others collapse, so that one number does not describe "
+        f"it, in these deep networks: {listed(few)}."
     )
 
 
