@@ -276,14 +276,12 @@ whole: ContextVar[bool] = ContextVar("whole", default=False)
 
 def _check_rows(captured: Capture, target: str | None) -> None:
     """Warn if fewer than three units lie on the trunk, although the network has other layers or uncalled modules."""
-    if whole.get():
-        if len(captured.sources) > 1:
-            raise ValueError(
-                f"The assertion would leave out all layers before {captured.units[0].name!r}, where the paths from "
-                f"{len(captured.sources)} inputs meet. Hold all inputs but one fixed: forward=lambda model, x: "
-                "model(x, other). Or choose layers with layers=."
-            )
-        return
+    if whole.get() and len(captured.sources) > 1:
+        raise ValueError(
+            f"The assertion would leave out all layers before {captured.units[0].name!r}, where the paths from "
+            f"{len(captured.sources)} inputs meet. Hold all inputs but one fixed: forward=lambda model, x: "
+            "model(x, other). Or choose layers with layers=."
+        )
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
     if target is None and len(known) < 3 and (others or captured.uncalled):
