@@ -49,18 +49,19 @@ influence. Intervals from these later networks cover {fresh1:.1%} for single net
 and {fresh8:.1%} for groups of eight.
 
 **The interval of a single network cannot be ideal.** In some kinds of networks, the curve of log GSC returns to its
-mean; in others, each network has a slope of its own. Consider the total change over the fitted rows, and divide its variance by the variance that independent changes from
-row to row would give. This ratio runs from {long_low:.2f} ({long_low_where}) to {long_high:.2f} ({long_high_where}). A
-single curve hardly shows the ratio: the changes of neighboring rows correlate by 0.1 or less, and the standard error of
-such a correlation is 0.14 for 49 changes and 0.33 for nine. Without knowing the ratio, an interval must be wide enough
-for the largest one. If it covers 93 % of the networks with the largest ratio, it is at least {limit:.2f} times as wide
-as the ideal one for networks with the smallest ratio.
+mean; in others, each network has a slope of its own. Consider the total change over the fitted rows, and divide its
+variance by the variance that independent changes from row to row would give. This ratio runs from {long_low:.2f}
+({long_low_where}) to {long_high:.2f} ({long_high_where}). A single curve hardly shows the ratio: the changes of
+neighboring rows correlate by 0.1 or less, and the standard error of such a correlation is 0.14 for 49 changes and 0.33
+for nine. Without knowing the ratio, an interval must be wide enough for the largest one. If it covers 93 % of the
+networks with the largest ratio, it is at least {limit:.2f} times as wide as the ideal one for networks with the
+smallest ratio.
 
 Three other sets of prior weights were tried on the first 48 networks. With them, the median width fell by up to 6 %,
 but the coverage of ReLU networks with batch normalization fell by up to 2 %. Groups of eight networks do not have this
 problem, because their interval rests on the spread between networks and needs no model of log GSC.
 
-If all networks of a group have the same decided verdict, the group must have this verdict, too. This was so in all but
+If all networks of a group have the same decided verdict, the group must have this verdict, too. This failed in
 {weaker} of {common} such groups, among 1,000 random groups of 2 to 12 networks.
 
 ## How often is each verdict given?
