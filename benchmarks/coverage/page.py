@@ -17,19 +17,20 @@ TEXT = """
 # What are intervals and verdicts worth?
 
 The 95 % interval of a [growth rate](../../docs/glossary.md#coefficients) contains the true rate in {coverage:.1%} of
-the cases, on average over {cells} cells. In cells that were not used to tune the method, the share is {untuned:.1%}.
-A wrong verdict is rare: {wrong:.2%} on average.
+the cases, on average over {cells} cells, which are defined below. In cells that were not used to tune the method, the
+share is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
 
-Each cell has {measured} networks. The standard error of the coverage of a cell is therefore about {error:.1%} for
-single networks. For groups of networks it is {error4:.1%} or more, because groups overlap. Everything was measured on
-two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
+Each cell has {measured} networks. The standard error of a cell's coverage is therefore about {error:.1%} for single
+networks. For groups it is {error4:.1%} or more, because there are fewer groups, and groups share networks. Everything
+was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
 
 ## How well do intervals hold?
 
 A cell combines a kind of network, all rows or ten rows of its profile, one of five choices of probes, and groups of
 one, four or eight networks. There are 54 kinds of networks: six architectures, depths of 20, 50 and 100, widths of 50,
 100 and 400. The true rate is the rate of all networks of the cell together, from exact Jacobians. The ideal interval
-has a half-width of 1.96 standard deviations between networks (or groups). All numbers are in [growth.csv](growth.csv).
+has a half-width of 1.96 standard deviations of ln rate between networks (or groups). All numbers are in
+[growth.csv](growth.csv).
 
 In the table, "decided" is the share of verdicts other than "undecided", and "wrong" the share of verdicts that are
 decided and differ from the verdict for the true rate.
@@ -37,47 +38,53 @@ decided and differ from the verdict for the true rate.
 {architectures}
 
 The median width over all cells is {width:.2f} times the ideal one. The coverage is below 93 % in {below} of {cells}
-cells. If every cell covered exactly 95 %, chance alone would put about {expected:.0f} cells there. Cells whose coverage
-is below 93 % by more than chance (level 1 %): {named}.
+cells. If every interval held with probability 95 %, chance alone would put about {expected:.0f} cells below 93 %. Cells
+whose coverage is below 93 % by more than chance (level 1 %): {named}.
 
-The prior weights of the models were chosen on simulated walks and on networks of width 50. Some definitions changed
-after results had been seen. After 48 networks per cell, these were the spread between networks and the true rate.
-After 200, these were the rows that are left out next to the target, and the rate of several networks. Networks that
-were measured later had no influence. Of their intervals, those of single networks cover {fresh1:.1%}, of groups of four
-{fresh4:.1%}, of groups of eight {fresh8:.1%}.
+The interval averages over several models of log GSC. Their prior [weights](../../docs/glossary.md#coefficients) were
+chosen on simulated random walks and on networks of width 50. Some definitions changed after results had been seen. The
+spread between networks and the true rate were defined anew after 48 networks per cell. The rows that are left out next
+to the target, and the rate of several networks, were defined anew after 200. Networks that were measured later had no
+influence. Intervals from these later networks cover {fresh1:.1%} for single networks, {fresh4:.1%} for groups of four,
+and {fresh8:.1%} for groups of eight.
 
-**The interval of a single network cannot be ideal.** Some curves of log GSC return to their mean, and others have a
-slope of their own. Consider the total change over the fitted rows, and divide its variance by the variance that
-independent changes from row to row would give. This ratio runs from {long_low:.2f} ({long_low_where}) to
-{long_high:.2f} ({long_high_where}), and one curve hardly shows it. Its changes correlate by 0.1 or less from row to
-row, and the standard error of such a correlation is 0.14 for 49 changes and 0.33 for nine. An interval that does not
-know the ratio must be wide enough for the largest one. If it covers 93 % of the networks with this ratio, it is at
-least {limit:.2f} times as wide as the ideal one for networks with the smallest ratio.
+**The interval of a single network cannot be ideal.** In some kinds of networks, the curve of log GSC returns to its
+mean; in others, each network has a slope of its own. Consider the total change over the fitted rows, and divide its
+variance by the variance that independent changes from row to row would give. This ratio runs from {long_low:.2f}
+({long_low_where}) to {long_high:.2f} ({long_high_where}). A single curve hardly shows the ratio: the changes of
+neighboring rows correlate by 0.1 or less, and the standard error of such a correlation is 0.14 for 49 changes and 0.33
+for nine. Without knowing the ratio, an interval must be wide enough for the largest one. If it covers 93 % of the
+networks with the largest ratio, it is at least {limit:.2f} times as wide as the ideal one for networks with the
+smallest ratio.
 
-Three other [weights](../../docs/glossary.md#coefficients) of the models were tried on the first 48 networks. They
-traded width for coverage, as expected: the median width fell by up to 6 %, and the coverage of ReLU networks with batch
-normalization by up to 2 %. Groups of eight networks do not have this problem, because their interval needs no model of
-the rows.
+Three other sets of prior weights were tried on the first 48 networks. With them, the median width fell by up to 6 %,
+but the coverage of ReLU networks with batch normalization fell by up to 2 %. Groups of eight networks do not have this
+problem, because their interval rests on the spread between networks and needs no model of log GSC.
 
-In {common} of 1,000 random groups, all networks had the same decided verdict. Groups among these whose pooled networks
-had a weaker verdict: {weaker}.
+If all networks of a group have the same decided verdict, the group must have this verdict, too. This failed in
+{weaker} of {common} such groups, among 1,000 random groups of 2 to 12 networks.
 
 ## How often is each verdict given?
 
-The profiles of log GSC from exact Jacobians were tilted, such that the common rate of all networks of a kind is the
-true rate of the table. The table has means over the 54 kinds of networks; [characteristics.csv](characteristics.csv)
-has each of them.
+A straight line was added to the profiles of log GSC from exact Jacobians, such that the rate of all networks of a kind
+together is the true rate of the table. The table has means over the 54 kinds of networks;
+[characteristics.csv](characteristics.csv) has each kind.
 
 {characteristics}
 
-The worst cell has {worst:.1%} wrong verdicts ({worst_where}). Cells in which the share of wrong verdicts is above 2.5 %
-by more than chance (level 1 %): {beyond}.
+The worst cell has {worst:.1%} wrong verdicts ({worst_where}). The number of cells in which the share of wrong verdicts
+is above 2.5 % by more than chance (level 1 %) is {beyond}.
 
 ## Which faults are found?
 
 [faults.csv](faults.csv) has the planted faults of `python -m benchmarks.faults`; [checking](../../docs/checking.md)
-describes them. Intervals of other quantities are measured by `python -m benchmarks.coverage --part estimates`;
-[estimates](../../docs/estimates.md) describes the results.
+describes them.
+
+## How well do intervals of other quantities hold?
+
+[estimates.csv](estimates.csv) has the coverage of `python -m benchmarks.coverage --part estimates`, and
+[transformers.csv](transformers.csv) that of GSC by position; [estimates](../../docs/estimates.md) and
+[transformers](../../docs/transformers.md) describe them.
 
 ## Are coordinate checks right?
 
