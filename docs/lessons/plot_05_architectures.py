@@ -81,7 +81,8 @@ for name, found in growth.items():
     print(f"{name:10}  {found}".split(":")[0])  # without advice
 
 # %%
-# ReLU with batch normalization explodes most. SELU and tanh with normalization also explode.
+# ReLU with batch normalization explodes most. SELU explodes too, and so does tanh with either
+# normalization.
 #
 # Who collapses?
 # --------------

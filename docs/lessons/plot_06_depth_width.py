@@ -63,7 +63,8 @@ for depth in DEPTHS:
 print(f"mean field: rate {predicted:.3f} per layer")
 
 # %%
-# The exponent of 10 is about proportional to the depth. The rate stays nearly the same.
+# The exponent of 10 in "GSC from the first layer" is about proportional to the depth. The rate
+# stays nearly the same.
 #
 # Width
 # -----
