@@ -144,8 +144,8 @@ for pool in (functional.avg_pool2d, functional.max_pool2d):
 # %%
 # The :doc:`study of convolutions </docs/studies/convolution>` tests these formulas with strides,
 # padding and dilation. The :doc:`study of gradients in convolutions
-# </docs/studies/convolution_gsc>` shows that stride and padding hardly change the growth of
-# gradients, and that pooling makes gradients smaller.
+# </docs/studies/convolution_gsc>` measures GSC, the coefficient of lesson 4: stride and padding
+# hardly change it, and pooling lowers it.
 #
 # Exercises
 # ---------
