@@ -3,8 +3,8 @@ r"""
 =============================================
 
 A convolution computes the same weighted sum at every position of an image. So if the image
-moves, the output moves with it. This lesson shows when this is true, and how gradients flow back
-through convolution and pooling.
+moves, the output moves with it, under conditions that this lesson shows. It also shows how
+gradients flow back through convolution and pooling.
 
 **Convolution.** A kernel :math:`W` slides over an image :math:`X`. With stride :math:`s` and
 padding :math:`p`, the output is
@@ -99,9 +99,9 @@ if PADDING == "circular":
     assert all(error(stride, shift) < 1e-12 for stride in STRIDES for shift in shifts if shift % stride == 0)
 
 # %%
-# A convolution of stride 1 is equivariant to every shift. A stride of 2 or 4 breaks equivariance:
-# in the shifted image, the kernel lands on other pixels. Zero padding breaks equivariance at the
-# border (try it).
+# A convolution of stride 1 is equivariant to every shift. A stride of 2 or 4 breaks equivariance
+# to shifts that it does not divide, because the kernel then lands on other pixels of the shifted
+# image. Zero padding breaks equivariance at the border: set ``PADDING = "zeros"`` to see it.
 #
 # The mean over all positions makes an equivariant map invariant. A single pooling layer does not.
 # In the :doc:`study of pooling </docs/studies/pooling>`, images are shifted by one pixel. Max
@@ -144,8 +144,8 @@ for pool in (functional.avg_pool2d, functional.max_pool2d):
 # %%
 # The :doc:`study of convolutions </docs/studies/convolution>` tests these formulas with strides,
 # padding and dilation. The :doc:`study of gradients in convolutions
-# </docs/studies/convolution_gsc>` shows that stride and padding hardly change the growth of
-# gradients, and that pooling makes gradients smaller.
+# </docs/studies/convolution_gsc>` measures GSC, the coefficient of lesson 4: stride and padding
+# hardly change it, and pooling lowers it.
 #
 # Exercises
 # ---------

@@ -134,10 +134,10 @@ report(run)
 # -----------------------
 #
 # One run proves little. The :doc:`study of symptoms </docs/studies/exploding_symptoms>` trains 125
-# networks, and 48 of them fail. A large update announces 47 of these failures, with a median lead
-# of 5 steps. But it is a false alarm in 45 of the 77 runs that do not fail. A loss jump is a false
-# alarm in only 1 of the 77 runs. But it announces only 18 of the failures, with a median lead of 2
-# steps. So inspect a run after a large update, and stop a run only after a loss jump.
+# networks, and 48 of them fail. A large update announces 47 of these failures, 5 steps in advance
+# (median). But it is a false alarm in 45 of the 77 runs that do not fail. A loss jump is a false
+# alarm in only 1 of the 77 runs. But it announces only 18 of the failures, 2 steps in advance. So
+# inspect a run after a large update, and stop a run only after a loss jump.
 #
 # The study also shows that exploding gradients do not imply exploding training. Before training,
 # gradients explode most in the network with ReLU and batch normalization. But this network fails
@@ -154,7 +154,7 @@ report(run)
 # -----------
 #
 # **Exploding gradients are a property of a network, and exploding training is an event; a large
-# update often announces this event, but most large updates are no reason to stop.**
+# update often announces this event, but about as often it is a false alarm.**
 #
 # Solutions
 # ---------
@@ -164,7 +164,7 @@ report(run)
 report(train(0.03, "selu", "none"))
 
 # %%
-# 2. The run does not fail, so its large update is a false alarm. With batch normalization, the
-#    output of a layer does not depend on the scale of its weights.
+# 2. The run does not fail, so its large update is a false alarm. Batch normalization makes large
+#    updates less harmful: the output of a layer does not depend on the scale of its weights.
 
 report(train(0.3, "relu", "batch"))

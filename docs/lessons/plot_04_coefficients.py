@@ -114,7 +114,7 @@ assert abs(float(stretches.square().mean().sqrt() / gs.qm_norm(matrix)) - 1) < 0
 #
 # To become independent of the scale of the activations, measure each step relative to the output:
 # the step of :math:`f_k` divided by :math:`\|f_k\|`, and that of :math:`f_l` divided by
-# :math:`\|f_l\|`. The mean square of the stretch is then
+# :math:`\|f_l\|`. The mean square of this relative stretch is
 #
 # .. math::
 #

@@ -3,7 +3,7 @@ r"""
 ==============================================
 
 Seven plain networks differ in their activation and normalization. GSC shows which of them
-explode at initialization. Networks that do not explode often have another problem: their layers
+explode at initialization. Networks that do not explode often **collapse**: their layers
 become nearly linear.
 """
 
@@ -22,7 +22,7 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 # %%
 # Each layer computes :math:`f_l = \varphi(\mathrm{norm}(W_l f_{l-1}))`. The input is Gaussian
 # noise. Three networks of each architecture are drawn, with different random weights. Four random
-# vectors per network estimate GSC accurately enough here.
+# probes per network estimate GSC accurately enough here.
 #
 # **Change these:** the architectures (activation and normalization), the depth, the width and the
 # number of networks.
@@ -73,14 +73,16 @@ plt.show()
 #
 # A line is fitted to :math:`\log` GSC over the half of the layers nearer to the output. Its slope
 # gives the growth **rate** per layer. A network *explodes* if the whole 95 % interval of the rate
-# is above 1.02. It is *stable* if the whole interval lies between 0.98 and 1.02.
+# is above 1.02. It is *stable* if the whole interval lies between 0.98 and 1.02, and *undecided*
+# if the interval contains 0.98 or 1.02.
 
 growth = {name: gs.growth(own) for name, own in profiles.items()}
 for name, found in growth.items():
     print(f"{name:10}  {found}".split(":")[0])  # without advice
 
 # %%
-# ReLU with batch normalization explodes most. SELU and tanh with normalization also explode.
+# ReLU with batch normalization explodes most. SELU explodes too, and so does tanh with either
+# normalization.
 #
 # Who collapses?
 # --------------
@@ -112,7 +114,7 @@ print("last layer:", table.round(3).to_string(), sep="\n")
 
 # %%
 # Sign diversity collapses for ReLU, and for ReLU with layer normalization. The standard deviation
-# collapses for tanh. In such a network, the last layer is nearly linear. The :doc:`study of
+# collapses for tanh. In these three networks, the last layer is nearly linear. The :doc:`study of
 # architectures </docs/studies/architectures>` repeats this with eight initializations. Its rates
 # are 1.469 for relu+batch, 1.210 for tanh+batch, 1.188 for tanh+layer and 1.077 for selu. The rate
 # of tanh is 1.004, and the verdicts of relu and relu+layer are undecided. In this study, the last
@@ -120,7 +122,8 @@ print("last layer:", table.round(3).to_string(), sep="\n")
 # networks stay nonlinear.
 #
 # This does not mean that a network is either exploding or linear. Many nearly linear layers can
-# form a function that is far from linear. The study gives an example.
+# form a function that is far from linear. In the study, relu+layer is not shown to explode, but as
+# a whole it is farther from linear than selu.
 #
 # Exercises
 # ---------

@@ -25,8 +25,8 @@ torch.set_num_threads(1)
 seaborn.set_theme(style="ticks", palette="colorblind")
 
 # %%
-# The formula can be checked by averaging over random numbers. (``gs.meanfield`` uses quadrature,
-# which is more accurate.)
+# The last formula can be checked by averaging over random numbers. (``gs.meanfield`` uses
+# quadrature, which is more accurate.)
 
 z = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 by_sampling = float((1 - z.tanh() ** 2).square().mean() / z.tanh().square().mean())
@@ -63,7 +63,8 @@ for depth in DEPTHS:
 print(f"mean field: rate {predicted:.3f} per layer")
 
 # %%
-# The exponent of 10 is about proportional to the depth. The rate stays nearly the same.
+# The exponent of 10 in "GSC from the first layer" is about proportional to the depth. The rate
+# stays nearly the same.
 #
 # Width
 # -----
@@ -96,12 +97,12 @@ print(f"slope of the dashed line: {slope:.2f}")
 
 # %%
 # The :doc:`study of depth and width </docs/studies/depth_width>` measures seven networks with 39
-# initializations. From depth 50 to 200, the rate stays the same within 0.5 % in five networks;
-# ReLU and ReLU with layer normalization are undecided. From width 100 to 400, the rate stays the
-# same in two networks (ReLU with batch normalization, tanh). In tanh with batch normalization, it
-# changes by more than 0.5 %. The other four networks are undecided. In the largest SELU network,
-# the rate is 1.0734 (95 % interval 1.0727 to 1.0741); mean field predicts 1.0716. So a small
-# network gives a good first estimate of the rate of a large one.
+# initializations each. From depth 50 to 200, the rate stays the same within 0.5 % in five
+# networks; ReLU and ReLU with layer normalization are undecided. From width 100 to 400, the rate
+# stays the same in two networks (ReLU with batch normalization, tanh). In tanh with batch
+# normalization, it changes by more than 0.5 %. The other four networks are undecided. In the
+# largest SELU network, the rate is 1.0734 (95 % interval 1.0727 to 1.0741); mean field predicts
+# 1.0716. So a small network gives a good first estimate of the rate of a large one.
 #
 # Exercises
 # ---------

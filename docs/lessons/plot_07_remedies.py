@@ -117,7 +117,7 @@ plt.show()
 #
 # 1. The growth of "wider" follows from the growth of "unchanged". Why? Predict it.
 # 2. Batch normalization cancels the scale of the weights. What changes in a network with batch
-#    normalization if its weights have variance 1 / fan-in instead? Check the answer.
+#    normalization if its weights have variance 1 / fan-in instead of 4 / fan-in? Check the answer.
 #
 # To remember
 # -----------

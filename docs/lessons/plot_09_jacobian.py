@@ -4,8 +4,8 @@ r"""
 
 Near a point, a smooth network is almost a linear map. The matrix of this map is the Jacobian
 :math:`J`. Its determinant says how areas change, and its singular values say how much each
-direction is stretched. This lesson looks at a network of the plane first, and then at deep
-networks.
+direction is stretched. This lesson first looks at a network that maps the plane to the plane,
+and then at deep networks.
 """
 
 import matplotlib.pyplot as plt
@@ -153,12 +153,12 @@ print(f"geometric mean, ln per layer: {geometric[-1] / LAYERS:.3f}; expected: {e
 print(f"effective rank at the last layer: Gaussian {rank:.1f}, orthogonal {full_rank:.1f}, of {WIDTH}")
 
 # %%
-# The quadratic mean stays near 1, while the volume collapses. So a few directions carry the norm
-# of the Jacobian, and most other directions are lost. The **effective rank** :math:`(\sum s_i^2)^2
-# / \sum s_i^4` counts the directions that carry the norm. The :doc:`study of the Jacobian
-# </docs/studies/jacobian>` finds that the logarithm of the geometric mean changes by -0.515 per
-# layer in linear networks, and an effective rank of 2.3. The volume of tanh and SELU networks
-# collapses as well.
+# The quadratic mean stays near 1, so its logarithm stays near 0, while the volume collapses. So a
+# few directions carry the norm of the Jacobian, and most other directions are lost. The
+# **effective rank** :math:`(\sum s_i^2)^2 / \sum s_i^4` counts the directions that carry the norm.
+# The :doc:`study of the Jacobian </docs/studies/jacobian>` finds that the logarithm of the
+# geometric mean changes by -0.515 per layer in linear networks, and an effective rank of 2.3. The
+# volume of tanh and SELU networks collapses as well.
 #
 # Exercises
 # ---------
