@@ -29,8 +29,8 @@ def find_subspaces(
 
     Finite differences along ``rank`` random directions of the sources give one basis per sample, or one for the whole
     batch if samples are ``coupled``; rank' < rank if a target has too few dimensions.  A target that a replay does not
-    reproduce is left out.  Cost: rank + 1 forward passes, and one or two more to find the step size (more if the step
-    is right for the first direction only); two device synchronizations.
+    reproduce is left out.  Cost: rank + 1 forward passes and one device synchronization.  If the first step size is too
+    large, up to rank + 1 more passes and two more synchronizations; more if the next fits only the first direction.
     """
     everything = replay.outputs({*shapes, *replay.source_names}, {})
     base = {n: real(f).double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}
@@ -39,9 +39,9 @@ def find_subspaces(
     sources = {name: everything[name] for name in replay.source_names}
     finest = max(torch.finfo(source.dtype).eps for source in sources.values())
     step, columns = math.sqrt(finest), dict[str, list[Tensor]]({name: [] for name in base})
-    lengths, infinite, num = Later(f.norm() for f in base.values()), set[str](), 1
+    lengths, infinite, num = Later(f.norm() for f in base.values()), set[str](), rank
     while (missing := rank - min(map(len, columns.values()))) > 0:
-        every = []  # changes of all targets; along several directions only with a step that was right for one
+        every = []  # changes of all targets
         for _ in range(min(num, missing)):
             shifts = {name: step * _direction(source, generator) for name, source in sources.items()}
             moved = replay.outputs(base, shifts)
@@ -52,6 +52,7 @@ def find_subspaces(
             both = zip(moves, map(float, lengths.arrays), strict=True)
             largest = max(move / length for move, length in both if length)
             if not largest <= 10 * WANTED_CHANGE and step > 4 * finest:
+                # A step that was wrong once is tried along one direction first.
                 step, num = max(step * (WANTED_CHANGE / largest if math.isfinite(largest) else 1e-3), 4 * finest), 1
                 break
             infinite |= {name for name, move in zip(base, moves, strict=True) if not math.isfinite(move)}

@@ -162,11 +162,10 @@ MEASUREMENTS = {
     "one probe": (1, lambda model, x, y: gs.gsc(model, x, probes=1)),
     # whether samples influence each other, which the graph of the losses does not show
     "one probe of losses": (2, lambda model, x, y: gs.gsc(model, (x, y), probes=1, loss_fn=losses)),
-    # whether links agree with the engine
-    "exact": (2, lambda model, x, y: gs.gsc(nn.Sequential(model, nn.Linear(4, 100)), x, probes="exact")),
+    "exact": (1, lambda model, x, y: gs.gsc(nn.Sequential(model, nn.Linear(4, 100)), x, probes="exact")),
     "matrix": (1, lambda model, x, y: gs.gsc_matrix(model, x, probes=1)),
-    # the replays that find directions: one for each of 2 directions; whether links agree with the engine
-    "deflated matrix": (4, lambda model, x, y: gs.gsc_matrix(model, x, probes=gs.Deflated(2, 2))),
+    # the replays that find directions
+    "deflated matrix": (2, lambda model, x, y: gs.gsc_matrix(model, x, probes=gs.Deflated(2, 2))),
     "parameters": (1, lambda model, x, y: gs.parameter_gsc(model, x, probes=2)),
     "nlc": (1, lambda model, x, y: gs.nlc(model, x, probes=2)),
     "activations": (1, lambda model, x, y: gs.measure(model, x)),

@@ -67,6 +67,29 @@ POINTWISE = {
     "times a column": lambda h, m: h * torch.linspace(1, 2, len(h), dtype=h.dtype)[:, None],
     "dropout": lambda h, m: functional.dropout(h, 0.4, training=True),
     "where": lambda h, m: torch.where(h > 0, h, 0.1 * m.scale),
+    "native dropout": lambda h, m: torch.native_dropout(h, 0.4, True)[0],
+    "cos": lambda h, m: h.cos(),
+    "erf": lambda h, m: h.erf(),
+    "mish": lambda h, m: functional.mish(h),
+    "hardsigmoid": lambda h, m: functional.hardsigmoid(h),
+    "hardswish": lambda h, m: functional.hardswish(h),
+    "threshold": lambda h, m: functional.threshold(h, 0.1, 0.0),
+    "clamp from above": lambda h, m: h.clamp_max(0.2),
+    "clamp from below": lambda h, m: h.clamp_min(-0.2),
+    "clamp between tensors": lambda h, m: h.clamp(-m.scale.abs(), m.scale.abs()),
+    "clamp above a tensor": lambda h, m: h.clamp_max(m.scale),
+    "clamp below a tensor": lambda h, m: h.clamp_min(m.scale),
+    "maximum": lambda h, m: torch.maximum(h, m.scale),
+    "minimum": lambda h, m: torch.minimum(h, m.scale),
+    "minus": lambda h, m: -(h - m.scale) - 1,
+    "times a number": lambda h, m: torch.ops.aten.mul.Scalar(h, 2.0),
+    "over a number": lambda h, m: torch.ops.aten.div.Scalar(h, 2.0),
+    "plus a number": lambda h, m: torch.ops.aten.sub.Scalar(torch.ops.aten.add.Scalar(h, 2.0), 3.0),
+    "reciprocal": lambda h, m: (h + 9).reciprocal(),
+    "reciprocal root": lambda h, m: (h + 9).rsqrt(),
+    "logarithm": lambda h, m: (h + 9).log(),
+    "power of a tensor": lambda h, m: (h + 9) ** m.scale.abs(),
+    "copied": lambda h, m: h.clone().to(h.dtype, copy=True),
 }
 PRODUCTS = {
     "linear": lambda h, m: functional.linear(h, m.weight),
@@ -92,8 +115,8 @@ def test_bundles_give_the_full_jacobian(function):
     if function is POINTWISE["relu in place"]:
         model.function = POINTWISE["relu"]  # torch refuses to overwrite the brute force's leaf
         assert gs.gsc(Apply(function), x, probes="exact")["first"] == gs.gsc(model, x, probes="exact")["first"]
-    if function is POINTWISE["dropout"]:  # one mask, also for the brute force
-        mask = functional.dropout(torch.ones(4, 6, dtype=torch.float64), 0.4, training=True)
+    if function in (POINTWISE["dropout"], POINTWISE["native dropout"]):  # one mask, also for the brute force
+        mask = function(torch.ones(4, 6, dtype=torch.float64), model)
         model.function = lambda h, m: h * mask
     profile = gs.gsc(model, x, probes="exact")
     for name in ("input", "first"):
@@ -127,12 +150,19 @@ def test_which_operations_are_links(functions, expected):
         assert all(link is not None for link in links) == expected, name
 
 
-@pytest.mark.parametrize("hooked", [False, True])
-def test_a_wrong_shortcut_is_found_and_the_others_of_its_run_are_kept(hooked, monkeypatch):
+def test_every_elementwise_operation_is_among_the_functions():
+    """If there are no hooks, links are not compared with the engine: what the list says must be true."""
+    names = set()
+    for function in POINTWISE.values():
+        names |= set(gs.capture(Apply(function), noise(4, 6)).graph.names.values())
+    made = {f"{name}Backward0" for name in {name.removesuffix("Backward0").removesuffix("Backward1") for name in names}}
+    assert {name.replace("Backward1", "Backward0") for name in ELEMENTWISE} <= made
+
+
+def test_a_wrong_shortcut_is_found_and_the_others_of_its_run_are_kept(monkeypatch):
     monkeypatch.setattr("gradscope.backward.links.ELEMENTWISE", ELEMENTWISE | {"FlipBackward0"})
     captured = gs.capture(Apply(lambda h, m: h.tanh().flip(1).tanh()), noise(4, 6))
-    if hooked:  # every link is tested by itself
-        nn.Tanh().register_forward_hook(lambda *_: None)
+    nn.Tanh().register_forward_hook(lambda *_: None)  # with a hook somewhere, every link is compared with the engine
     names = [edge.node.name() for edge in captured.graph.edges[1:]]
     links = find_links(captured.graph)[1:]
     found = {name for name, link in zip(names, links, strict=True) if link is not None}
