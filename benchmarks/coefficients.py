@@ -41,6 +41,7 @@ GROUPS: dict[str, Callable[[str, Sizes, int], Iterable[Row]]] = {
     "selu_50x1000": speed.wide,
     "relu_dead_outputs": speed.deep_dead,
     "alexnet_a": speed.images,
+    "alexnet_a_statistics": speed.images_statistics,
     "resnet_8": speed.images_residual,
     "deflated_vs_plain": errors.deflated_vs_plain,
     "matrix_errors": matrices.matrix_errors,

@@ -58,20 +58,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
 
 
-_EMPTY = torch.empty(0)
+EMPTY = torch.empty(0)
 
 
 class Workspace:
     """Two alternating buffers for cotangents and a float64 buffer.  Buffers grow if necessary and never shrink."""
 
     def __init__(self) -> None:
-        self._buffers, self._scratch = [_EMPTY, _EMPTY], _EMPTY
+        self._buffers, self._scratch = [EMPTY, EMPTY], EMPTY
 
     def beside(self, cotangents: Tensor, shape: tuple[int, ...]) -> Tensor:
         """An uninitialized tensor with dtype and device of ``cotangents``, which shares no memory with them."""
         taken = cotangents.untyped_storage().data_ptr()
         number = int(self._buffers[0].untyped_storage().data_ptr() == taken)
-        self._buffers[number] = _grown(self._buffers[number], math.prod(shape), cotangents.dtype, cotangents.device)
+        self._buffers[number] = grown(self._buffers[number], math.prod(shape), cotangents.dtype, cotangents.device)
         return self._buffers[number][: math.prod(shape)].view(shape)
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
@@ -89,11 +89,12 @@ class Workspace:
         """A flat float64 buffer for ``a`` (a part if it is large); None where torch sums in float64 as fast without."""
         if a.device.type != "cpu":
             return None
-        self._scratch = _grown(self._scratch, min(a.numel(), SCRATCH), torch.float64, a.device)
+        self._scratch = grown(self._scratch, min(a.numel(), SCRATCH), torch.float64, a.device)
         return self._scratch
 
 
-def _grown(buffer: Tensor, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def grown(buffer: Tensor, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``buffer`` if it has room for ``size`` numbers of this kind, otherwise a new, larger one."""
     if buffer.dtype == dtype and buffer.device == device and buffer.numel() >= size:
         return buffer
     return torch.empty(max(size, min(2 * buffer.numel(), 2 * size)), dtype=dtype, device=device)

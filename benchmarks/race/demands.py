@@ -43,6 +43,7 @@ def demands(rows: Sequence[Row]) -> Iterator[Demand]:
         ("profile, 1 probe, over forward + backward, 50 x 100", ratio(deep, speed.PROFILE, speed.PASS), 1.8, False),
         ("the same, AlexNet A", ratio("alexnet_a", speed.PROFILE, speed.PASS), 0.95, False),
         ("the same, ResNet-8", ratio("resnet_8", speed.PROFILE, speed.PASS), 1.2, False),
+        ("gs.measure, AlexNet A", ratio("alexnet_a_statistics", speed.STATISTICS, speed.PASS), 1.0, False),
         ("exact profile over its matrix products, 50 x 100", ratio(deep, speed.EXACT, speed.FLOOR), 1.9, False),
         ("the same, ReLU, 40 % of the outputs dead", ratio(dead, speed.EXACT, speed.FLOOR), 1.9, False),
         ("vmap(jacrev) layer by layer over exact profile, 50 x 100", ratio(deep, speed.JACREV, speed.EXACT), 25, True),

@@ -18,6 +18,7 @@ PASS = "forward + backward"
 PROFILE = "profile, 1 probe"
 HOOKED = "forward with empty hooks + backward to the input"
 MATRIX = "matrix, 1 probe a target"
+STATISTICS = "gs.measure, default statistics"
 EXACT = "profile, exact"
 DEFLATED = "profile, deflated"
 WORST = "error of the deflated profile, worst layer"
@@ -102,6 +103,16 @@ def images(group: str, sizes: Sizes, repeats: int) -> list[Row]:
 def images_residual(group: str, sizes: Sizes, repeats: int) -> list[Row]:
     """Times on ResNet-8 in evaluation mode."""
     return timed(group, "", race(_common(resnet(sizes.images)), repeats), PASS)
+
+
+def images_statistics(group: str, sizes: Sizes, repeats: int) -> list[Row]:
+    """Times of the default statistics of AlexNet A in evaluation mode, with four times the batch size."""
+    chain = alexnet(4 * sizes.images)
+    contestants = [
+        Contestant(PASS, chain.forward_backward),
+        Contestant(STATISTICS, lambda: gs.measure(chain.model, chain.x)),
+    ]
+    return timed(group, "", race(contestants, repeats), PASS)
 
 
 def deep_dead(group: str, sizes: Sizes, repeats: int) -> list[Row]:

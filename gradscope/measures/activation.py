@@ -65,8 +65,8 @@ class SignDiversity(Blockwise, quantity="sign_diversity", of=PREACTIVATIONS):
     """
 
     def of_block(self, block: Block) -> Sequence[Tensor]:
-        signs = block.values.sign()
-        present = signs.abs()
+        signs = torch.sign(block.values, out=block.room("signs"))
+        present = torch.abs(signs, out=block.room("present"))
         # Rows: even samples, odd samples, all samples, all without a positive one, and all without a negative one.
         difference, number = _by_parity(signs), _by_parity(present)
         positive, negative = (number + difference).div_(2), (number - difference).div_(2)
@@ -149,7 +149,8 @@ class SaturatedFraction(Blockwise, quantity="saturated_fraction", of=SLOPES):
 
     def of_block(self, block: Block) -> Sequence[Tensor]:
         # Write numbers directly: converting a boolean mask takes several times longer.
-        flat = torch.lt(block.steepness, self.slope, out=torch.empty_like(block.steepness))
+        steepness = block.steepness
+        flat = torch.lt(steepness, self.slope, out=block.neurons.room("flat", steepness, steepness.dtype))
         return [flat.sum(dim=1, dtype=torch.promote_types(flat.dtype, torch.float32)).double()]
 
     def estimate(self, fractions: FloatArray) -> Estimate:
@@ -195,11 +196,12 @@ class LinearFitError(Blockwise, quantity="linear_fit_error", of=RESPONSES):
         total = torch.linalg.vector_norm(a, dim=1).square_()
         variance = block.squares.sum(dim=0)
         inverse = variance.where(variance > 0, 1.0).reciprocal_()
-        left = torch.addcmul(a, h, (h * a).sum(dim=0) * inverse, value=-1, out=a).square_()
+        spare = block.room("spare")
+        left = torch.addcmul(a, h, torch.mul(h, a, out=spare).sum(dim=0) * inverse, value=-1, out=a).square_()
         unexplained = left.sum(dim=1).sum()  # faster than one sum
         # Without a sample, the sum of squared residuals of a line falls by r^2 / (1 - leverage).  The factor keeps the
         # difference positive where it is 0 but for rounding.
-        room = torch.addcmul(h.new_full((), 1 - 1 / len(h)), block.squares, inverse, value=1e-12 - 1)
+        room = torch.addcmul(h.new_full((), 1 - 1 / len(h)), block.squares, inverse, value=1e-12 - 1, out=spare)
         left.div_(room)
         return [total, unexplained, left.sum(dim=1)]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscope.measures.samples import Statistic
+from gradscope.memory import EMPTY, grown
 
 PREACTIVATIONS, SLOPES, RESPONSES = "preactivations", "slopes", "responses"
 BLOCK = 1 << 17  # entries of a block that fits into the processor's cache
@@ -22,15 +23,18 @@ class Neurons:
     """The inputs h (B, ...) of a nonlinearity phi as a matrix (B, neurons), with phi'(h) and phi(h) on request.
 
     ``slopes``, ``responses``: functions of h.  ``by_part``: whether they may be called with some neurons of h, too.
+    ``rooms``: memory that several layers use one after the other; see `room`.
     """
 
     def __init__(
-        self, received: Tensor, slopes: Source | None = None, responses: Source | None = None, *, by_part: bool = True
-    ) -> None:
+        self, received: Tensor, slopes: Source | None = None, responses: Source | None = None, *,
+        by_part: bool = True, rooms: dict[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.received, self.by_part = received, by_part
         self.sources = {SLOPES: slopes, RESPONSES: responses}
         self.matrix = flattened(received)
         self._wholes: dict[str, Tensor] = {}
+        self._rooms = {} if rooms is None else rooms
 
     @classmethod
     def of(cls, kind: str, values: Any) -> Neurons:
@@ -53,8 +57,9 @@ class Neurons:
     def inverse_lengths(self) -> Tensor:
         """1 / |h_b| of every sample (B,), and 0 for a sample of zeros."""
         scale = 1.0 if self.scale is None else self.scale
-        # In blocks, because torch would copy all of h to float64.
-        scaled = (block.values if self.scale is None else block.values / scale for block in self.blocks())
+        # In blocks, because torch would copy all of h to float64.  A block in use has its own memory.
+        parts = (block.received for block in self.blocks())
+        scaled = (torch.div(part, scale, out=self.room("scaled", part)) for part in parts)
         lengths = scale * torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(h, dim=1) for h in scaled]), dim=0
         )
@@ -66,6 +71,14 @@ class Neurons:
         size = max(1, entries // len(self.matrix))
         for first in range(0, self.number, size):
             yield Block(self, slice(first, first + size))
+
+    def room(self, name: str, like: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Memory for a tensor of this name and the shape of ``like``; the next block uses the same memory.
+
+        An allocator that returns memory to the system after every block would need four times as long.
+        """
+        self._rooms[name] = grown(self._rooms.get(name, EMPTY), like.numel(), dtype, like.device)
+        return self._rooms[name][: like.numel()].view(like.shape)
 
     def computed(self, kind: str, block: Block) -> Tensor:
         """Slopes or responses of a block, (B, some of the neurons)."""
@@ -79,29 +92,37 @@ class Neurons:
 
 
 class Block:
-    """Some neurons of a layer; what several statistics need is computed once.  Nobody may change it in place."""
+    """Some neurons of a layer; what several statistics need is computed once.  Nobody may change it in place.
+
+    It is overwritten by the next block.
+    """
 
     def __init__(self, neurons: Neurons, place: slice) -> None:
         self.neurons, self.place = neurons, place
         self.received = neurons.matrix[:, place]
 
+    def room(self, name: str) -> Tensor:
+        """Memory for float64 numbers, one per entry of the block; see `Neurons.room`."""
+        return self.neurons.room(name, self.received)
+
     @cached_property
     def values(self) -> Tensor:
         """h in float64."""
-        return self.received.double()
+        return self.received if self.received.dtype == torch.float64 else self.room("values").copy_(self.received)
 
     @cached_property
     def deviations(self) -> Tensor:
         """The differences from the mean over samples, in float64."""
         if self.neurons.scale is None:  # float64 holds sums of narrower numbers exactly
-            return self.values - self.values.mean(dim=0)
-        shifted = self.values - self.values[:1]  # otherwise rounding of a large mean spoils small deviations
+            return torch.sub(self.values, self.values.mean(dim=0), out=self.room("deviations"))
+        # Otherwise rounding of a large mean spoils small deviations.
+        shifted = torch.sub(self.values, self.values[:1], out=self.room("deviations"))
         return shifted.sub_(shifted.mean(dim=0))
 
     @cached_property
     def squares(self) -> Tensor:
         """The squared deviations."""
-        return self.deviations.square()
+        return torch.square(self.deviations, out=self.room("squares"))
 
     @cached_property
     def spread(self) -> Tensor:
@@ -111,12 +132,13 @@ class Block:
     @cached_property
     def steepness(self) -> Tensor:
         """|phi'(h)| in the precision of h."""
-        return self.neurons.computed(SLOPES, self).abs()
+        slopes = self.neurons.computed(SLOPES, self)
+        return torch.abs(slopes, out=self.neurons.room("steepness", slopes, slopes.dtype))
 
     @property
     def responses(self) -> Tensor:
-        """phi(h) in float64, in new memory."""
-        return self.neurons.computed(RESPONSES, self).to(torch.float64, copy=True)
+        """phi(h) in float64, which the caller may change."""
+        return self.room("responses").copy_(self.neurons.computed(RESPONSES, self))
 
 
 class Blockwise(Statistic):

@@ -185,13 +185,15 @@ def _begun(measure: Measure, values: Any) -> Begun:
     return measure(values)
 
 
-def _all_begun(measures: Sequence[Measure], module: nn.Module, received: Tensor) -> list[Begun]:
+def _all_begun(
+    measures: Sequence[Measure], module: nn.Module, received: Tensor, rooms: dict[str, Tensor]
+) -> list[Begun]:
     """The statistics of one call of a nonlinearity."""
     kind, sources = received.device.type, [partial(source, module) for source in (slopes, response)]
     exact = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
     if torch.is_autocast_enabled(kind):  # as the network does
         sources = [torch.autocast(kind, torch.get_autocast_dtype(kind))(source) for source in sources]
-    neurons = Neurons(received, *sources, by_part=by_part(module))
+    neurons = Neurons(received, *sources, by_part=by_part(module), rooms=rooms)
     wholes: dict[str, Callable[[], Any]] = {
         PREACTIVATIONS: lambda: received,
         SLOPES: lambda: sources[0](received),
@@ -219,6 +221,7 @@ def _activations(
     if forward is None:
         check_devices(modules, batch)
     found: Found = []
+    rooms: dict[str, Tensor] = {}  # memory that all layers share
 
     def listen(name: str, module: nn.Module, received: Tensor) -> None:
         if received.is_complex():
@@ -230,7 +233,7 @@ def _activations(
         most = received.amax() if received.numel() else received.sum()  # NaN if any entry is NaN
         unknown = Later([most.isnan()])  # the sign of NaN would count as a sign
         unknown.then(partial(_check_known, name, unknown))
-        found.append((name, _all_begun(own, module, received)))
+        found.append((name, _all_begun(own, module, received, rooms)))
 
     calls = nonlinearity_calls(modules, torch.no_grad()(listen))
     with alone, state_restored(modules) as state, state, calls, recording_gradients():

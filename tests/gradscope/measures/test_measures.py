@@ -225,6 +225,25 @@ def test_blocks_of_neurons_add_up(statistic, monkeypatch):
     assert parts.stderr == (whole.stderr and pytest.approx(whole.stderr, rel=1e-9))
 
 
+def test_layers_and_statistics_that_share_memory_do_not_disturb_each_other(monkeypatch):
+    """Also in several blocks, and for layers of different sizes; slopes in float32 are rounded differently in parts."""
+    monkeypatch.setattr(blocks, "BLOCK", 40 * 16)
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(9, 50), nn.ReLU(), nn.Linear(50, 90), nn.Tanh(), nn.Linear(90, 30), nn.SELU()),
+        {},
+    )
+    for module in (model[1], model[3], model[5]):
+        module.register_forward_pre_hook(lambda own, args: x.__setitem__(own, args[0].detach()))
+    found = gs.measure(model, noise(40, 9).float(), measures=PREACTIVATION_MEASURES)
+    found = found.set_index(["layer", "quantity"])["value"]
+    model(noise(40, 9).float())
+    for number, (module, h) in zip((1, 3, 5), x.items(), strict=True):
+        for statistic in PREACTIVATION_MEASURES:
+            values = {"preactivations": h, "slopes": slopes(module, h), "responses": (h, module(h))}[statistic.of]
+            assert found[str(number), statistic.quantity] == pytest.approx(statistic(values).value, rel=1e-6)
+
+
 @pytest.mark.parametrize("digits", [1, 3, 9, 14])
 @pytest.mark.parametrize("shape", [(12, 70), (70, 12)])
 def test_effective_rank_of_any_spectrum(shape, digits):
