@@ -56,7 +56,7 @@ def sweep(
             near an end of the range of its dtype.
         progress: Called with the fraction that is done.
 
-    Returns one `Reading` per row, for the targets strictly above it.  Raises FloatingPointError for NaN or Inf.
+    Returns one `Reading` per row, for the targets that come after it.  Raises FloatingPointError for NaN or Inf.
 
     Cost: one backward pass to activations per cotangent, and one device synchronization.  Memory besides the graph and
     the readings: 5 c w + `route.RUN_BYTES`, for c cotangents per batch with w bytes each at the widest layer.  c w is

@@ -84,7 +84,7 @@ class Pairs:
         )
 
     def spread(self, name: str, diagonal: float = 0.0) -> FloatArray:
-        """An attribute of the tallies as an array (sources, targets); NaN if the source lies above the target."""
+        """An attribute of the tallies as an array (sources, targets); NaN if the source comes after the target."""
         values = np.full((len(self.sources), len(self.targets)), np.nan)
         for pairs, tally in self.tallies.values():
             values.flat[pairs] = getattr(tally, name)

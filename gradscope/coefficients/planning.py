@@ -1,8 +1,8 @@
 """How many cotangents a batch needs, and how many batches are measured.
 
 A batch is measured exactly if that is less expensive, otherwise with as many probes as a pilot suggests.  Costs are
-counted in backward passes: one per cotangent, and one more per direction of the subspace.  A pilot decides the number
-of probes, so its values are not used in the result: they would bias the result.
+counted in backward passes: one per cotangent, and one more per direction of the subspace.  The result does not use the
+values of the pilot: the number of probes depends on them, so they would bias the result.
 """
 
 from __future__ import annotations

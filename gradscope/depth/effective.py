@@ -54,7 +54,7 @@ class EffectiveDepth:
     - ``log10_stderr``: their standard errors, over samples if ``num_probes`` is 0, else over probes; NaN if unknown.
     - ``freedom``: degrees of freedom of these errors, by `gradscope.estimates.satterthwaite`.
     - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the whole network.
-      Near 0 if the contributions add up; large if they cancel, because little of the initial network is left.
+      Near 0 if the contributions add up.  Large if they cancel: if training replaces I_l, then R_l contains -I_l.
     - ``layers``: names of the units in execution order.
     - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
 
@@ -86,7 +86,7 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """Range of the effective depth, from `contribution_intervals`; from 0 to the largest lambda if unknown."""
+        """Effective depth at the lower and upper ends of `contribution_intervals`; 0 and the most if these are unknown."""
         low, high = self.contribution_intervals()
         low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
         return _largest(low, tolerance), _largest(high, tolerance)
@@ -170,8 +170,8 @@ def effective_depth(
         data, forward: As for `gradscope.gsc`; ``data`` must be one batch.
         probes, generator: As for `gradscope.nlc`.
 
-    Cost: three forward passes.  Each cotangent needs two backward passes, and one more per trained unit.  Memory: two
-    graphs, and one cotangent for every lambda.
+    Cost: three forward passes.  Each cotangent needs about four backward passes, and one more per trained unit; the
+    changes of single units need 16 in all.  Memory: two graphs, and one cotangent for every lambda.
 
     Raises:
         ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the

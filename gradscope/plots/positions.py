@@ -33,9 +33,8 @@ def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes 
         layers: Names of layers.  By default the first layer for a heat map, and up to five layers for curves.
         ax: Where to draw; a new figure by default.
 
-    In a heat map, each pair of positions has a color.  A value of exactly zero is gray, and values below a millionth of
-    the largest one have the darkest color.  In curves over the lag, the circles at the left end are the first source
-    positions, which count for no lag.
+    In a heat map, values of exactly zero are gray, and values below a millionth of the largest one have the darkest
+    color.  In curves over the lag, circles at the left end are the first source positions, which no lag includes.
 
     Raises:
         ValueError: The frame has no GSC by position or lag, or no layer of that name, or a heat map would have several
