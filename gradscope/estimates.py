@@ -24,10 +24,8 @@ UPPER = 0.975  # quantile at the upper end of a 95 % interval
 class Estimate:
     """An estimated number ``mantissa * 2**exponent`` with its standard error, ``mantissa_stderr * 2**exponent``.
 
-    ``value`` and ``stderr`` are the number and its standard error.  Beyond the range of float64 they are ``inf`` or
-    ``0``, but ``log10_value`` and ``log10_stderr`` are valid at every scale.  ``stderr`` is None if the error is
-    unknown, for example with a single probe.  ``num_probes`` is the number of random probes; 0 for an exact number,
-    whose ``stderr`` is 0.  ``freedom`` is the number of degrees of freedom of the standard error, for `interval`.
+    ``mantissa_stderr`` is None if the error is unknown, for example with a single probe.  ``num_probes`` is the number
+    of random probes, and 0 for an exact number.  ``freedom`` is the number of degrees of freedom of the standard error.
 
     >>> import gradscope as gs
     >>> print(gs.Estimate(1.5, 0.15, num_probes=8))

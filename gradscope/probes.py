@@ -41,8 +41,7 @@ def signs(key: Tensor, probes: range, samples: range, size: int, dtype: torch.dt
 
     ``key`` is a tensor with one whole number, which takes the place of a seed.  ``probes`` and ``samples`` are the
     numbers of the probes and samples to compute.  An entry depends only on the key, these two numbers and its place in
-    the sample.  So it is the same on every device, in every dtype, and in every part of the probes.  Cost: 1 bit of a
-    hash per entry.
+    the sample, so it is the same on every device and in every dtype.  Cost: 1 bit of a hash per entry.
 
     >>> v = signs(torch.tensor(7), range(2), range(3), 4, torch.float64, torch.device("cpu"))
     >>> v.shape, bool((v[1:, 2:] == signs(torch.tensor(7), range(1, 2), range(2, 3), 4, v.dtype, v.device)).all())

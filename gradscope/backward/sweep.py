@@ -1,4 +1,4 @@
-"""The backward sweep pulls batches of cotangents from targets to sources, and reads them at the rows of a route.
+"""The backward sweep pulls batches of cotangents from targets to sources, and reads their lengths at chosen layers.
 
 A batch has shape (cotangents, *shape of a trunk tensor).  Every few positions each cotangent is divided by a power of
 two, which is the same for all samples; the exponents are summed as integers.  Pulling back is linear, so rescaling

@@ -1,7 +1,7 @@
 """The mean change of a random curve per layer, and its error: from one curve, or from several independent curves.
 
-The changes of log GSC from row to row are correlated: norms revert to a fixed point, so a large change is followed by
-an opposite one.  They already contain the noise of random probes, because the same cotangents pass through all rows.
+The changes of log GSC from row to row are correlated: lengths of layers revert to a fixed point, so an opposite change
+follows a large one.  Changes contain the noise of random probes, because the same cotangents pass through all rows.
 The error of the mean change is therefore taken from the changes themselves, and no noise is added for probes.
 """
 

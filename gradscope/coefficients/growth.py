@@ -1,10 +1,8 @@
 """Growth of a coefficient with depth: a rate with its interval, a verdict, and the total of the network.
 
-- ``total``: log10 GSC from the first row to the target.  It is a fact about the measured networks on their batches.
-- ``rate``: exp(E[change of ln GSC per layer]).  The expectation is over networks that are drawn like the measured ones
-  (same architecture, depth, width, batch size and initialization) and over batches of this size.
-
-Rates at infinite width are in `gradscope.meanfield`.
+The rate is exp(E[change of ln GSC per layer]).  The expectation is over networks that are drawn like the measured ones
+(same architecture, depth, width and initialization) and over batches of this size.  The total, log10 GSC from the first
+row to the target, is a fact about the measured networks on their batches.
 """
 
 from __future__ import annotations

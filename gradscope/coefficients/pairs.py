@@ -198,7 +198,7 @@ class Board:
 
 
 class Tallies:
-    """Collects readings and reduces them block by block."""
+    """Collects the lengths of gradients that sweeps read, and reduces them to statistics block by block."""
 
     def __init__(self, board: Board) -> None:
         self.board = board

@@ -69,9 +69,8 @@ def parameter_gsc(
         first module that holds them.
 
     Cost: one forward pass, and one backward pass with parameter gradients per cotangent.
-    Memory: for each cotangent in a backward pass, the gradients between two neighboring trunk tensors (tensors that
-    every path from the input to the target passes through).  As many cotangents are pulled back together as fit into
-    1/20 of the free memory, but at least one.
+    Memory: for each cotangent in a backward pass, the gradients between two neighboring trunk tensors (which every path
+    to the target passes through).  Together they take at most 1/20 of the free memory, unless one cotangent needs more.
 
     Raises:
         ValueError: No trainable parameters, an invalid ``probes``, or a target of length zero (`ZeroOutputError`).

@@ -2,9 +2,8 @@
 
     C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1),   J_l = I_l + R_l
 
-I_l is the Jacobian of the initial layer l, and R_l is the change by training, so the Jacobian of the network is a sum
-of 2^L terms.  C^lambda is the sum of the terms with lambda factors R_l.  |C^lambda|_F^2 is unbiased with probes.  Cost:
-for each cotangent and term, one backward pass through every trained unit.  Philipp, Song and Carbonell
+I_l is the Jacobian of the initial layer l, R_l its change by training, and C^lambda the sum of the terms with lambda
+factors R_l.  |C^lambda|_F^2 is unbiased with probes.  Cost: see `effective_depth`.  Philipp, Song and Carbonell
 (arXiv:1712.05577) proposed C^lambda and bounded it by norms; here C^lambda is computed exactly at the data.
 """
 
@@ -86,7 +85,7 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """Effective depth at the lower and upper ends of `contribution_intervals`; 0 and the most if these are unknown."""
+        """Effective depth at lower and upper ends of `contribution_intervals`; 0 and the largest lambda if unknown."""
         low, high = self.contribution_intervals()
         low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
         return _largest(low, tolerance), _largest(high, tolerance)
@@ -115,7 +114,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        The first two have one row per lambda, which is the ``index``.  A ``change`` has one row per unit.
+        The contributions have one row per lambda, which is the ``index``.  A change has one row per unit.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
@@ -170,7 +169,7 @@ def effective_depth(
         data, forward: As for `gradscope.gsc`; ``data`` must be one batch.
         probes, generator: As for `gradscope.nlc`.
 
-    Cost: three forward passes.  Each cotangent needs about four backward passes, and one more per trained unit; the
+    Cost: three forward passes.  Each cotangent needs four backward passes, and up to one more per trained unit; the
     changes of single units need 16 in all.  Memory: two graphs, and one cotangent for every lambda.
 
     Raises:

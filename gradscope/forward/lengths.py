@@ -51,7 +51,7 @@ class Lengths:
         return all(np.isfinite(norms).all() for norms in self.later.arrays)
 
     def read(self) -> None:
-        """Copy the lengths to the CPU, and run the checks that need them."""
+        """Copy the lengths to the CPU, and run their checks."""
         _ = self.later.arrays
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Lengths against width or depth: the figure of a coordinate check."""
+"""The figure of a coordinate check: sizes of activations, gradients or updates against width or depth."""
 
 from __future__ import annotations
 

@@ -53,10 +53,10 @@ def profile(
         data: A `gradscope.Profile` or `gradscope.Matrix`, a tidy frame with rows of quantity "gsc" (or
             "parameter_gsc"), a list of these (networks that differ in their seeds), or a dict from names to any of
             these.
-        hue, style: Columns that determine the color and the dashes of a curve.  By default, ``hue`` is the only column
-            that distinguishes the networks, such as the names of a dict.
-        notes: Texts to add to the labels of curves instead of growth; a dict whose keys are tuples of a curve's values
-            of hue and style.
+        hue, style: Columns that determine the color and the dashes of a curve.  By default, ``hue`` is the one column
+            that distinguishes the networks, such as ``network`` for a dict.
+        notes: Texts to add to the labels of curves instead of growth: a dict from a curve's values of hue and style, a
+            tuple such as ``("tanh",)``, to its text.
         ax: Where to draw; a new figure by default.
 
     Raises:
@@ -103,7 +103,7 @@ def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axe
 
     Arguments:
         predicted: A `gradscope.meanfield.Prediction`, a dict from names of networks to predictions, or a frame with
-            the columns ``depth_from_output``, ``log10_value`` and ``keys``.
+            the columns ``depth_from_output``, ``log10_value`` and those in ``keys``.
         keys: Names of one or two columns.  The first determines the color, the second the shape of the markers.
 
     >>> predicted = pd.DataFrame({"depth_from_output": [0, 1], "log10_value": [0.0, 0.2], "activation": "tanh"})

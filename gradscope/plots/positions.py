@@ -123,7 +123,7 @@ def _least(lags: pd.DataFrame) -> float:
 
 
 def _sinks(ax: Axes, rows: pd.DataFrame, lags: pd.DataFrame, color: Any, *, named: bool) -> None:
-    """Draw the first source positions left of all lags that are not exactly zero, with names above if ``named``."""
+    """Draw circles for the first source positions, left of all curves, with names above if ``named``."""
     left = _least(lags)
     for number, (_, row) in enumerate(rows.sort_values("source_position", ascending=False).iterrows()):
         x, y = left - 2 - number, row["log10_value"]
