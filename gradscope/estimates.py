@@ -110,9 +110,8 @@ class Moments:
 
     The mean is ``mean * 2**exponent`` and M2 is ``m2 * 4**exponent``, so numbers of any size can be merged by the
     pairwise formula of Chan, Golub and LeVeque (1979), in any order and grouping.  ``exponent`` is a number, or an
-    array that broadcasts against the mean.  If M2 has one more axis than the mean, M2 has one sum for every pair of
-    quantities along the last axis: the sum of products of their deviations.  ``exponent`` then has the mean's shape.
-    Cost: O(size of the arrays).
+    array that broadcasts against the mean.  If M2 has one more axis than the mean, it holds sums of products of the
+    deviations of two quantities along the last axis.  ``exponent`` then has the mean's shape.
     """
 
     count: int

@@ -146,10 +146,10 @@ def _blocked(route: Route, cotangents: Sequence[Cotangents]) -> bool:
 def _zeros_hold(route: Route, cotangents: Sequence[Cotangents], readings: Sequence[Reading], widest: int) -> bool:
     """Whether all cotangents that were read as zero are zero there, instead of an underflow between two rescalings.
 
-    The cotangents of a target that are zero at the same rows are tested together, by a cotangent that is nonzero where
-    any of them is.  At every position, its nonzero entries are replaced by random numbers between 1 and 2.  It can
-    therefore not underflow, and it is zero only where none of them arrives.  It is zero everywhere below a row of the
-    trunk at which it is zero, so it goes down to the first such row only.  Cost: one cotangent per target and set.
+    The cotangents of a target that are zero at the same rows are tested together, by a test cotangent that is nonzero
+    where any of them is.  At every position, its nonzero entries are replaced by random numbers between 1 and 2, so it
+    cannot underflow.  If the test cotangent is zero at a row of the trunk, it is zero at all rows below, so it goes
+    down to the first such row only.  Cost: one cotangent per target and set.
     """
     tests: list[Cotangents] = []
     expected: list[tuple[int, int]] = []  # (row, number of the test) that must be zero

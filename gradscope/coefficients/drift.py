@@ -115,7 +115,7 @@ def num_outer(depth: FloatArray, curves: FloatArray) -> int:
     A final normalization or pooling changes GSC once.  This change says nothing about the layers that repeat, and it
     would dominate their spread.  The row nearest the target is always left out if at least `ENOUGH` rows remain.
     Further rows are left out if most curves, each by itself, have an outlier there among their changes per layer.  At
-    least four changes remain.  Few networks and many therefore leave out the same rows: their rates mean the same.
+    least four changes remain.  Thus the number of networks does not decide which rows are left out.
     """
     changes = np.diff(curves, axis=1) / np.diff(depth)
     distance = np.abs(changes - np.median(changes, axis=1, keepdims=True))

@@ -65,8 +65,8 @@ def gsc(
             (inputs, labels).  Or a stream of such batches (a DataLoader, a list, an iterator); the result is then for
             the whole data set.  Without ``loss_fn``, labels in a stream are ignored.  A list of two tensors is read as
             one batch [inputs, labels], as loaders yield it; if the tensors are two batches, give ``iter(data)``.
-            Under ``torch.distributed`` all ranks must call `gsc`.  The result of a stream is then for the data of all
-            ranks, but one batch gives each rank the result of its own batch.
+            Under ``torch.distributed`` all ranks must call `gsc`.  A stream gives one result for the data of all ranks;
+            one batch gives one result per rank.
         forward: A function ``(model, batch) -> tensor``, needed for any other structure of the data or the output.
         layers: Rows of the profile: a pattern such as "blocks.*", a list of patterns, or a function `Layer` -> bool.
             Default: one row per unit, such as a block of a ResNet (`gradscope.forward.units.units`).

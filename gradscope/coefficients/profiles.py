@@ -265,8 +265,10 @@ def probe_interval(
     coupled batch).  The random part R is modeled as a scaled chi-square with k = 2 R^2 / Var(R) degrees of freedom.  On
     a log scale, the distances of its quantiles from R are multiplied by the quantile of Student's t with ``freedom``
     degrees of freedom, divided by the normal quantile.  In tests (test_intervals.py), 93 to 97 % of the 95 % intervals
-    contain the value.  ``fixed_share``: known share of each value.  Both ends are NaN if the error is unknown, and equal
-    to the value if the error is 0.
+    contain the value.
+
+    ``fixed_share``: known share of each value.  Both ends are NaN if the error is unknown, and equal to the value if
+    the error is 0.
     """
     upper = 0.5 + level / 2
     random = np.clip(1 - fixed_share, np.finfo(float).tiny, 1.0)

@@ -124,8 +124,7 @@ def capture(
         forward, loss_fn, target: As in `gradscope.gsc`.
 
     Raises:
-        ValueError, TypeError: See `gradscope.forward.recorder.record` and `gradscope.forward.inputs.as_batch`; every
-            message says what is wrong and what to do.
+        ValueError, TypeError: The data or the model cannot be measured; the message says what to do.
 
     Cost: one forward pass.  If a module has backward hooks, also eight backward passes of one cotangent.
 

@@ -47,7 +47,7 @@ def profile(
 
     Lines are means over seeds; bands are one standard deviation between seeds.  With one seed, bands are the 95 %
     intervals of the values.  If there are at most eight curves, each label holds the growth rate and its verdict; see
-    `gradscope.Growth`.  Colors are the next ones of the color cycle of the Axes.
+    `gradscope.Growth`.
 
     Arguments:
         data: A `gradscope.Profile` or `gradscope.Matrix`, a tidy frame with rows of quantity "gsc" (or

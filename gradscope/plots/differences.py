@@ -20,8 +20,8 @@ def difference(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with the relative distance between the outputs of every layer in two models, and gray steps for rounding.
 
     One curve is the whole difference; the other is the difference if both layers get equal inputs.  The gray steps show
-    the distance that rounding errors explain.  Points with a larger distance are filled.  Distances below 1 % of the
-    lowest step, such as 0, are drawn at 1 % of this step.
+    the distance that rounding errors explain.  Filled points differ by more than rounding explains.  Distances below
+    1 % of the lowest step, such as 0, are drawn at 1 %.
 
     Arguments:
         data: A `gradscope.Difference` of two models, or its frame.
