@@ -223,9 +223,9 @@ def load(path: PathLike) -> pd.DataFrame:
 
     Raises:
         SchemaError: The file was written with another version of the schema.
-        ValueError: The contents are damaged or violate the schema, the frame would take more than 256 MB of memory (the
-            environment variable GRADSCOPE_READ_MB is another limit), or the name ends in neither ``.parquet`` nor
-            ``.csv``.
+        ValueError: The contents are damaged or violate the schema, or the name ends in neither ``.parquet`` nor
+            ``.csv``.  Or the frame would take more than 256 MB of memory; the environment variable GRADSCOPE_READ_MB
+            sets another limit.
 
     >>> import tempfile
     >>> load(save(observed("loss", 2.0), Path(tempfile.mkdtemp()) / "loss.csv"))["value"].tolist()

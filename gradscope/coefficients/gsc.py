@@ -90,14 +90,14 @@ def gsc(
             arithmetic and the geometric mean of the GSC of single samples, which must not be coupled.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same numbers.
         progress: A function that is called with the fraction of the current batch that is done.
-        positions: ``"source"``, ``"target"`` or ``"both"`` also splits the GSC of every layer by the position (token,
-            time step) in the source, in the target, or in both; the result is a `Positions`.
+        positions: ``"source"``, ``"target"`` or ``"both"``: also split the GSC of every layer by the position (token,
+            time step) in these layers; the result is a `Positions`.
         position_dim: The dimension of positions in layers (B, ..., T, ...); negative numbers count from the end.
 
     Returns:
         A `Profile` with rows in execution order; the target (GSC = 1) is last.  With random probes, the estimate of
-        |J|_F^2 is unbiased and has a standard error.  With a single probe, this standard error is an upper bound if
-        samples are independent (attained if J has rank one), and unknown (null) if samples are coupled.
+        |J|_F^2 is unbiased and has a standard error.  With a single probe and independent samples, this standard error
+        is an upper bound (attained if J has rank one); with coupled samples, it is unknown (null).
 
     Cost: one forward pass, and one backward pass per cotangent.  `Deflated` needs rank + 1 more forward passes.  If the
     autograd graph does not prove that samples are independent, a test needs a few more cotangents (11 for B = 256).

@@ -75,9 +75,8 @@ def nlc(
         whole batch, and Cov_x treats the inputs of different samples as independent.  The error is None for coupled
         samples, for fewer than 30 samples, and for an NLC of 0.
 
-    Cost: two forward passes (three for a stream), and one backward pass and N^2 d operations per cotangent, for N
-    samples with inputs of size d.  Memory: the data, and one N x N matrix per cotangent that is pulled back at the same
-    time.
+    Cost: two forward passes (three for a stream).  Each cotangent needs one backward pass and N^2 d operations, for N
+    samples with inputs of size d.  Memory: the data, and one N x N matrix for each cotangent pulled back together.
 
     Raises:
         ValueError: Fewer than two samples, more than 2,000 batches, an invalid ``probes``, or a target that is the

@@ -1,4 +1,4 @@
-"""Coefficients of many layers as results: a `Profile` to one target, and a `Matrix` of all pairs."""
+"""Results: a `Profile` of the coefficients of all layers to one target, and a `Matrix` of all pairs of layers."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class WithIntervals:
 
         For one batch, the interval is for the GSC of this batch, and only the probes are random
         (`gradscope.coefficients.profiles.probe_interval`).  For a stream, the interval is for the GSC of the data set.
-        The errors due to probes and to samples are then added in quadrature, and multiplied by the quantile of
-        Student's t with the degrees of freedom of the error due to samples.  Both ends are NaN if the error is unknown,
-        or if the stream has fewer than ten samples (ten batches, if samples are coupled).
+        The errors due to probes and to samples are then added in quadrature, and multiplied by a quantile of Student's
+        t.  Its degrees of freedom are those of the error due to samples.  Both ends are NaN if the error is unknown, or
+        if the stream has fewer than ten samples (ten batches, if samples are coupled).
         """
         if not self.streamed:
             return probe_interval(

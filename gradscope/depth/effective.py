@@ -154,9 +154,9 @@ def effective_depth(
 ) -> EffectiveDepth:
     """Effective depth of a trained network: the largest number of layers whose changes act together in its Jacobian.
 
-    Let J_l be the Jacobian of unit l at the present input of this unit, I_l the Jacobian of the same unit at the same
-    input but with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all
-    I_l + R_l.  C^lambda is the sum of all terms of this product with exactly lambda factors R_l, by the recurrence
+    Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
+    with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +
+    R_l.  C^lambda is the sum of all terms of this product with exactly lambda factors R_l, by the recurrence
 
         C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1)
 

@@ -50,8 +50,8 @@ def profile(
     `gradscope.Growth`.
 
     Arguments:
-        data: A `gradscope.Profile` or `gradscope.Matrix`, a tidy frame with rows of quantity "gsc" (or
-            "parameter_gsc"), a list of these (networks that differ in their seeds), or a dict from names to any of
+        data: A `gradscope.Profile`, a `gradscope.Matrix`, or a tidy frame with rows of quantity "gsc" (or
+            "parameter_gsc").  Or a list of these, for networks that differ in their seeds, or a dict from names to
             these.
         hue, style: Columns that determine the color and the dashes of a curve.  By default, ``hue`` is the one column
             that distinguishes the networks, such as ``network`` for a dict.

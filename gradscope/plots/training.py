@@ -183,8 +183,8 @@ def learning(metrics: Any, quantity: str, *, hue: str | None = None, ax: Axes | 
     """Axes with a training metric against steps: the mean over seeds, with bands of one standard deviation.
 
     Arguments:
-        metrics: A frame, or a dict from names of networks to frames, with the column ``step`` and the columns named by
-            ``quantity`` (null if not recorded) and by ``hue``.
+        metrics: A frame, or a dict from names of networks to frames.  Its columns are ``step``, the one named by
+            ``quantity`` (null where not recorded), and the one named by ``hue``.
         quantity: The metric, such as "train_loss".
         hue: The column that determines the color; by default the text column whose values vary, such as ``model``.
         ax: Where to draw; a new figure by default.
