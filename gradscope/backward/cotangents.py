@@ -168,7 +168,7 @@ def shared_signs(target: Layer, num: int, generator: torch.Generator) -> Cotange
 
 
 def by_position(whole: Cotangents, axis: int) -> Cotangents:
-    """For every cotangent, one for each place of a dimension of the target, which is zero at all other places."""
+    """Split every cotangent into one per place of a dimension of the target, which is zero at all other places."""
     target, num_places = whole.target, whole.target.shape[axis]
 
     def draw(first: int, last: int) -> Tensor:
