@@ -22,12 +22,10 @@ UPPER = 0.975  # quantile at the upper end of a 95 % interval
 @checked
 @dataclass(frozen=True)
 class Estimate:
-    """An estimated number with its standard error, also beyond the range of float64: ``mantissa * 2**exponent``.
+    """An estimated number ``mantissa * 2**exponent`` with its standard error, ``mantissa_stderr * 2**exponent``.
 
-    ``value`` and ``stderr`` are the number and its standard error.  Beyond the range of float64 they are ``inf`` or
-    ``0``, but ``log10_value`` and ``log10_stderr`` are valid at every scale.  ``stderr`` is None if the error is
-    unknown, for example with a single probe.  ``num_probes`` is the number of random probes; 0 for an exact number,
-    whose ``stderr`` is 0.  ``freedom`` is the number of degrees of freedom of the standard error, for `interval`.
+    ``mantissa_stderr`` is None if the error is unknown, for example with a single probe.  ``num_probes`` is the number
+    of random probes, and 0 for an exact number.  ``freedom`` is the number of degrees of freedom of the standard error.
 
     >>> import gradscope as gs
     >>> print(gs.Estimate(1.5, 0.15, num_probes=8))
@@ -112,9 +110,8 @@ class Moments:
 
     The mean is ``mean * 2**exponent`` and M2 is ``m2 * 4**exponent``, so numbers of any size can be merged by the
     pairwise formula of Chan, Golub and LeVeque (1979), in any order and grouping.  ``exponent`` is a number, or an
-    array that broadcasts against the mean.  If M2 has one more axis than the mean, M2 has one sum for every pair of
-    quantities along the last axis: the sum of products of their deviations.  ``exponent`` then has the mean's shape.
-    Cost: O(size of the arrays).
+    array that broadcasts against the mean.  If M2 has one more axis than the mean, it holds sums of products of the
+    deviations of two quantities along the last axis.  ``exponent`` then has the mean's shape.
     """
 
     count: int
@@ -178,9 +175,9 @@ def freedom_of(deviations: npt.ArrayLike) -> float:
 def satterthwaite(second: npt.ArrayLike, fourth: npt.ArrayLike, num: int) -> FloatArray:
     """Degrees of freedom of a variance, from the sums of the second and fourth powers of ``num`` deviations.
 
-    Satterthwaite's f = 2 / (sum d^4 / (sum d^2)^2 - 1 / n), as f / 2 - 1: a few values show too little of a heavy tail.
-    The result lies between 2 and n - 1, and is 2 if the deviations are all 0 or not finite.  One degree of freedom
-    would make intervals several times too wide: where one value dominates, the sum of the squares contains it.
+    Satterthwaite's f is 2 / (sum d^4 / (sum d^2)^2 - 1 / n).  The result is f / 2 - 1, because a few values show too
+    little of a heavy tail.  It is at most n - 1 and at least 2, because one degree of freedom would make intervals
+    several times too wide.  It is 2 if the deviations are all 0 or not finite.
     """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         concentration = np.asarray(fourth) / np.square(second) - 1 / num
@@ -192,17 +189,17 @@ def satterthwaite(second: npt.ArrayLike, fourth: npt.ArrayLike, num: int) -> Flo
 def lognormal_error(variance: npt.ArrayLike, shape: npt.ArrayLike, num: int) -> FloatArray:
     """Standard error of ln(mean of x), if x is lognormal, from the variance of ln x over ``num`` samples.
 
-    Let s^2 be this variance.  Two formulas hold, and the error is the smaller result of both:
+    Let s^2 be this variance.  The error is the smaller of two approximations:
 
     - The logarithm of the mean has about the variance w = ln(1 + (exp(s^2) - 1) / n) and the bias -w / 2 (Fenton 1960),
       so the error is sqrt(w + w^2 / 4).  This is right for s <= 1, and three times too large for s = 3.
-    - The samples lie below the quantile 1 - 1 / n, which is z standard deviations above the mean of ln x.  The part of
-      the distribution below it lacks the share 1 - Phi(z - s) of the mean.  So the bias is ln Phi(z - s).  In w,
-      exp(s^2) becomes exp(s^2) Phi(z - 2 s) / Phi(z - s)^2.
+    - The n samples are expected to lie below the quantile 1 - 1 / n, z standard deviations above the mean of ln x.  The
+      part of the distribution below this quantile lacks the share 1 - Phi(z - s) of the mean.  So the bias is
+      ln Phi(z - s).  In w, exp(s^2) becomes exp(s^2) Phi(z - 2 s) / Phi(z - s)^2.
 
-    Unlike the spread of x itself, s^2 can be seen in a few samples.  ``shape``: if each x is the mean of random probes,
-    then 1 / their relative variance; inf if x is exact.  The variance that such noise adds to ln x is trigamma(shape),
-    which is subtracted.  If it exceeds 1, the result is 0.
+    A few samples suffice to estimate s^2, unlike the spread of x itself.  ``shape``: if x is the mean of random probes,
+    1 / its relative variance; inf if x is exact.  Such noise adds the variance trigamma(shape) to ln x, which is
+    subtracted.  If this variance is 1 or more, the result is 0.
 
     >>> print(f"{lognormal_error(4.0, math.inf, 40):.2f}")  # the first-order error of the mean is 1.16
     0.79

@@ -43,11 +43,10 @@ COLUMNS: dict[str, str] = {
 
 ``log10_value`` is valid at every scale; ``value`` may be inf or 0 beyond the range of float64.  A statistic that can
 be negative (a mean, a cosine) has no logarithm: ``log10_value`` is null, and ``stderr_sample`` is the standard error
-of ``value``.  A null standard error is unknown: ``num_probes`` is 1, samples are coupled, or the
-samples do not show the error (`gradscope.measures.samples`).  ``num_probes == 0``
-marks an exact number.  ``index`` is the place of a unit in execution order (0 for the input).  ``depth_from_output``
-is the number of units from a layer to the target (0 for the target).  Statistics of a single layer have no target,
-reduction or probes.
+of ``value``.  A standard error is null if it is unknown, for example with one probe or too few samples.
+``num_probes == 0`` marks an exact number.  ``index`` is the place of a unit in execution order (0 for the input).
+``depth_from_output`` is the number of units from a layer to the target (0 for the target).  Statistics of a single
+layer have no target, reduction or probes.
 """
 OPTIONAL = {"log10_low": "float64", "log10_high": "float64"}
 """Optional columns: both ends of the 95 % interval of ``log10_value``; null if the interval is unknown."""
@@ -71,12 +70,12 @@ class SchemaError(ValueError):
 
 @checked
 def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
-    """Return a tidy frame with the given columns, after a check; a scalar holds for all rows.
+    """Return a tidy frame with the given columns, after a check.
 
     Arguments:
-        columns: Dict from names of columns (`COLUMNS` and `OPTIONAL`) to values.  If ``value`` is missing, it is
-            computed from ``log10_value``; if ``log10_value`` is missing, it is null.  By default target, reduction,
-            coupling and standard errors are null, and ``num_probes`` is 0.
+        columns: Dict from names of columns (`COLUMNS` and `OPTIONAL`) to values, one per row or one for all rows.  A
+            missing ``value`` is computed from ``log10_value``; a missing ``log10_value`` is null.  By default
+            ``target``, ``reduction``, ``coupled`` and standard errors are null, and ``num_probes`` is 0.
 
     >>> import gradscope as gs
     >>> columns = {"layer": ["a", "b"], "index": [1, 2], "depth_from_output": [1, 0], "num_samples": 8}
@@ -224,8 +223,9 @@ def load(path: PathLike) -> pd.DataFrame:
 
     Raises:
         SchemaError: The file was written with another version of the schema.
-        ValueError: The contents are damaged or violate the schema, the frame would take more memory than 256 MB (or
-            the environment variable GRADSCOPE_READ_MB), or the name ends in neither ``.parquet`` nor ``.csv``.
+        ValueError: The contents are damaged or violate the schema, or the name ends in neither ``.parquet`` nor
+            ``.csv``.  Or the frame would take more than 256 MB of memory; the environment variable GRADSCOPE_READ_MB
+            sets another limit.
 
     >>> import tempfile
     >>> load(save(observed("loss", 2.0), Path(tempfile.mkdtemp()) / "loss.csv"))["value"].tolist()
@@ -288,7 +288,7 @@ def notebook(text: str, table: pd.DataFrame) -> str:
 
 @checked
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the last target of each run; runs are distinguished by their additional columns.
+    """Return the rows whose target is the last one of their run: of the rows with equal values in additional columns.
 
     >>> to_last_target(observed("gsc", [1.0, 2.0], layer=["a", "b"], index=[1, 2]))["layer"].tolist()
     ['b']

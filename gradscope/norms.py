@@ -45,8 +45,8 @@ def qm_norm(
         generator: Source of the random directions of an operator.
 
     Raises:
-        ValueError: ``a`` has fewer than two dimensions, is empty or holds NaN, ``probes`` is not a positive integer or
-            "exact", ``probes`` or ``generator`` is given for a tensor, or a product of the operator is not finite.
+        ValueError: ``a`` has fewer than two dimensions, is empty or holds NaN; or a product of the operator is not
+            finite; or ``probes`` is invalid; or ``probes`` or ``generator`` is given for a tensor.
 
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
 
@@ -90,7 +90,7 @@ def _qm_norm_operator(op: LinearOperator, probes: int | str, generator: torch.Ge
 def real(a: Tensor) -> Tensor:
     """The real numbers of a tensor: for a complex one, real and imaginary parts along a new last dimension.
 
-    torch's gradient of a real loss by z = x + iy is dL/dx + i dL/dy, so the real numbers of a vector-Jacobian product
+    torch's gradient of a real loss by z = x + iy is dL/dx + i dL/dy.  So the real numbers of a vector-Jacobian product
     are the vector-Jacobian product of the same network written with real numbers.
     """
     return torch.view_as_real(a.resolve_conj().resolve_neg()) if a.is_complex() else a

@@ -42,7 +42,7 @@ class LinearOperator:
         return LinearOperator(self.shape[::-1], self.rmatvec, self.matvec, self.dtype, self.device)
 
     def __matmul__(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
-        """The product A v with a vector (n,), A V with a matrix (n, k), or A B with another operator (lazily)."""
+        """Return A v for a vector (n,), A V for a matrix (n, k), or the operator A B for an operator B."""
         if other.shape[0] != self.shape[1]:
             raise ValueError(
                 f"Cannot multiply an operator of shape {self.shape} by shape {tuple(other.shape)}: "
@@ -72,8 +72,8 @@ class LinearOperator:
     def singular_values(self, k: int | None = None) -> Tensor:
         """Return the ``k`` largest singular values in descending order, in float64; by default all min(m, n).
 
-        Cost: that of `dense` and an SVD.  If min(m, n) > 500 and k < min(m, n) / 10, Lanczos iterations replace them.
-        These need about 10 k products with A and A^T for a relative error of 1e-10.
+        Cost: that of `dense` and an SVD.  If min(m, n) > 500 and k < min(m, n) / 10, Lanczos iterations are used
+        instead.  They need about 10 k products with A and A^T for a relative error of 1e-10.
 
         Raises:
             ValueError: ``k`` is not an integer from 1 to min(m, n).

@@ -1,8 +1,8 @@
-"""Random vectors v with E[v v^T] = I, so that E|A v|^2 = |A|_F^2.
+"""Probes: random vectors v with E[v v^T] = I, so that E|A v|^2 = |A|_F^2.
 
-The variance of |A v|^2 is at most 2 |A|_F^4 and is largest if A has rank one (Hutchinson 1989; Avron and Toledo 2011).
-`signs` and `uniform` compute each entry from a key and its place, on any device.  The other functions return a tensor
-(num, size) with one probe per row; a generator gives the same probes on every device.
+The variance of |A v|^2 is at most 2 |A|_F^4, and largest for A of rank one (Hutchinson 1989; Avron and Toledo 2011).
+`rademacher`, `sphere` and `orthonormal` return a tensor (num, size) with one probe per row; ``generator`` gives the
+same probes for every ``device``.  `signs` and `uniform` compute each entry from a key and the place of the entry.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def new_key(generator: torch.Generator | None, device: torch.device) -> Tensor:
 
 
 def signs(key: Tensor, probes: range, samples: range, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return probes of independent random signs (Hutchinson 1989), an array (probes, samples, size).
+    """Return probes of independent random signs (Hutchinson 1989), a tensor (probes, samples, size).
 
-    An entry depends only on the key, the numbers of its probe and sample, and its place in the sample.  It is the same
-    on every device and in every dtype, and does not depend on which other entries are computed.  Cost: 1 bit of a hash
-    per entry.
+    ``key`` is a tensor with one whole number, which takes the place of a seed.  ``probes`` and ``samples`` are the
+    numbers of the probes and samples to compute.  An entry depends only on the key, these two numbers and its place in
+    the sample, so it is the same on every device and in every dtype.  Cost: 1 bit of a hash per entry.
 
     >>> v = signs(torch.tensor(7), range(2), range(3), 4, torch.float64, torch.device("cpu"))
     >>> v.shape, bool((v[1:, 2:] == signs(torch.tensor(7), range(1, 2), range(2, 3), 4, v.dtype, v.device)).all())
@@ -63,7 +63,7 @@ def signs_of(words: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def uniform(key: Tensor, samples: range, size: int, device: torch.device) -> Tensor:
-    """Return independent random numbers (samples, size), uniform between -1 and 1, in float64.
+    """Return independent random numbers (samples, size), uniform between -1 and 1, in float64; arguments as in `signs`.
 
     An entry depends only on the key, the number of its sample, and its place in the sample.
 
@@ -114,7 +114,7 @@ def sphere(
 ) -> Tensor:  # fmt: skip
     """Return probes (num, size) that are uniform on the sphere of radius sqrt(size).
 
-    For a probe v, |A v|^2 is an unbiased estimate of |A|_F^2.  Its variance does not change if A is rotated.
+    For a probe v, |A v|^2 is an unbiased estimate of |A|_F^2.  Its variance is the same for A and A Q, Q orthogonal.
 
     >>> sphere(2, 9, generator=torch.Generator().manual_seed(0)).norm(dim=1).round(decimals=6).tolist()
     [3.0, 3.0]
@@ -131,8 +131,8 @@ def orthonormal(
 ) -> Tensor:  # fmt: skip
     """Return random, mutually orthogonal probes (num, size) of length sqrt(size), for num <= size.
 
-    They are Haar distributed.  The mean of |A v|^2 over the probes v is an estimate of |A|_F^2, and exact if num ==
-    size.  The usual standard error, for independent probes, is an upper bound.
+    Their directions are Haar distributed (uniform).  The mean of |A v|^2 over the probes v is an unbiased estimate of
+    |A|_F^2, and exact if num == size.  The standard error for independent probes is an upper bound of its error.
 
     Raises:
         ValueError: ``num`` is larger than ``size``.

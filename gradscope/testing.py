@@ -3,7 +3,7 @@
     def test_gradients_neither_explode_nor_vanish():
         gs.testing.assert_growth(build_model(), batch, low=0.98, high=1.02)
 
-The AssertionError shows the measured numbers and, for a model, names the first faulty layer.
+The AssertionError shows the measured numbers and, for a model, names the layer to look at.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def assert_growth(
 ) -> Profile:
     """Assert that GSC (squared convention) grows by a factor within [low, high] per layer; return the profile.
 
-    The assertion fails if the whole 95 % interval of the rate lies outside [low, high].
+    The assertion fails if the whole 95 % interval of the factor (`gradscope.growth`) lies outside [low, high].
 
     Arguments:
         model, data, forward, layers, probes, generator: As for `gradscope.gsc`.
@@ -62,9 +62,10 @@ def assert_growth(
             narrow if there are many layers and tens of samples.
 
     Raises:
-        AssertionError: The interval is outside [low, high].  The message has the profile and the worst layers.
-        ValueError: Fewer than six layers (use `assert_total`), bounds that are not an interval, or several
-            inputs, because the assertion would leave out the layers before they meet.
+        AssertionError: The interval is outside [low, high].  The message has the profile, and the first and the worst
+            layer outside.
+        ValueError: Fewer than six layers (use `assert_total`), ``low > high``, or several inputs without ``layers``,
+            because the default profile begins where the paths from the inputs meet.
 
     >>> import torch
     >>> import gradscope as gs
@@ -111,20 +112,21 @@ def assert_total(
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Profile:
-    """Assert that GSC (squared convention) of the input is within [low, high]; return the profile.
+    """Assert that GSC (squared convention) from the input to the output is within [low, high]; return the profile.
 
-    It is GSC from the first row of the profile to the output.  This assertion also works for networks with too few
-    layers for a growth rate.  It is about this network on this batch, so only random probes make it uncertain.
+    With ``layers``, GSC is that of the first chosen layer.  The assertion also works for networks with too few layers
+    for a growth rate.  GSC is that of this network on this batch, so only random probes make the result uncertain.
 
     Arguments:
         model, data, forward, layers, probes, generator: As for `gradscope.gsc`.
-        low, high: Bounds of GSC from the first row to the output.
-        undecided: What to do if the interval due to probes contains a bound: "warn", "fail", or "pass" silently.
+        low, high: Bounds of GSC.
+        undecided: What to do if the 95 % interval due to probes contains a bound: "warn", "fail", or "pass" silently.
 
     Raises:
-        AssertionError: The whole interval is outside [low, high].  The message has the profile and the worst layer.
-        ValueError: Bounds that are not an interval, or several inputs, because the total would leave out the layers
-            before they meet.
+        AssertionError: The whole interval is outside [low, high].  The message has the profile, and the layer at which
+            GSC changes most.
+        ValueError: ``low > high``, or several inputs without ``layers``, because the default profile begins where the
+            paths from the inputs meet.
 
     >>> import torch
     >>> import gradscope as gs
@@ -157,7 +159,7 @@ def assert_total(
 
 
 def _profile(model: nn.Module, data: Any, **options: Any) -> Profile:
-    """The profile; ValueError if its default rows leave out the layers before the meeting point of several inputs."""
+    """The profile; ValueError if its default rows leave out the layers before several inputs meet."""
     token = whole.set(True)
     try:
         return gsc(model, data, **options)
@@ -169,15 +171,17 @@ def _profile(model: nn.Module, data: Any, **options: Any) -> Profile:
 def assert_no_collapse(
     model: nn.Module, data: Any, *, most: Share = 0.99, forward: Forward | None = None
 ) -> dict[str, float]:
-    """Assert that the mean cosine between samples is below the limit ``most`` at every unit; return all cosines.
+    """Assert that the mean cosine between samples is below ``most`` at every unit; return the cosines by unit.
+
+    A unit is a row of a default profile, such as a block of a ResNet.
 
     Arguments:
         model, data, forward: As for `gradscope.gsc`; the data are one batch of at least two samples.
-        most: The limit.  Samples collapse if their mean cosine reaches it (1: all directions are equal).
+        most: The limit.  A mean cosine of 1 means that all samples have the same direction.
 
     Raises:
-        AssertionError: Samples collapse at a unit, but not in the data.  The message names the first such unit, and has
-            all cosines.
+        AssertionError: The cosine is ``most`` or larger at a unit, but smaller at the first unit, which is usually the
+            input.  The message names the first such unit, and has all cosines.
         ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit whose leading dimension is the batch.
 
     >>> import torch

@@ -39,9 +39,13 @@ class Deflated:
     """A value for ``probes=`` of `gsc` and `gsc_matrix`: ``rank`` fixed directions, and ``num`` random probes.
 
     The directions span a subspace of the target into which deep Jacobians mostly map.  The part of |J|_F^2 in this
-    subspace is computed exactly, and the random probes estimate the rest.
-    ``Deflated(0, n)`` means n ordinary random probes.  Cost: rank + 1 forward passes without gradients, and rank + num
-    backward passes.  Raises ValueError if ``rank`` is negative or ``num`` less than one.
+    subspace is computed exactly, and the random probes estimate the rest.  ``Deflated(0, n)`` means n plain probes.
+
+    Cost: rank + 1 forward passes without gradients, and rank + num backward passes.
+
+    Raises:
+        ValueError: ``rank`` is negative, or ``num`` is less than one.
+
     Reference: Meyer, Musco, Musco and Woodruff (2021), "Hutch++", arXiv:2010.09649.
 
     >>> Deflated(4, 6).cost
@@ -164,7 +168,7 @@ def shared_signs(target: Layer, num: int, generator: torch.Generator) -> Cotange
 
 
 def by_position(whole: Cotangents, axis: int) -> Cotangents:
-    """For every cotangent, one for each place of a dimension of the target, which is zero at all other places."""
+    """Split every cotangent into one per place of a dimension of the target, which is zero at all other places."""
     target, num_places = whole.target, whole.target.shape[axis]
 
     def draw(first: int, last: int) -> Tensor:

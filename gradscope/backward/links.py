@@ -1,4 +1,4 @@
-"""Links: shortcuts that pull cotangents from one cut vertex to the next below, through a single known operation.
+"""Links: shortcuts that pull cotangents from one cut vertex to the one before it, through a single known operation.
 
 For an elementwise operation, the autograd engine computes the derivative again for each cotangent; a link computes it
 once.  For a matrix product, a link multiplies all cotangents by the weight.  The engine handles all other operations,

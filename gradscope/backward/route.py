@@ -63,7 +63,7 @@ class Route(Protocol):
         """Whether cotangents may stop at this position and go on from there."""
 
     def uppermost(self, rows: Collection[int]) -> list[int]:
-        """Of some rows, those that no other of them on the trunk separates from the targets."""
+        """The given rows that are not below another given row of the trunk."""
 
     def part(self, rows: Sequence[int]) -> Route:
         """The same route with some of its rows."""
@@ -96,7 +96,7 @@ class TrunkRoute:
         return position not in self.held and self.trunk.cuts[position] not in self.survey.hooked
 
     def uppermost(self, rows: Collection[int]) -> list[int]:
-        """The topmost of them on the trunk, and those in branches that join the trunk above."""
+        """The topmost given row on the trunk, and given rows in branches that join the trunk above it."""
         top = max((position for position, row in self.on if row in rows), default=-1)
         on = [row for position, row in self.on if row in rows and position == top]
         return on + [row for position, row in self.off if row in rows and position > top]

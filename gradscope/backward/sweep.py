@@ -1,4 +1,4 @@
-"""The backward sweep pulls batches of cotangents from targets to sources, and reads them at the rows of a route.
+"""The backward sweep pulls batches of cotangents from targets to sources, and reads their lengths at chosen layers.
 
 A batch has shape (cotangents, *shape of a trunk tensor).  Every few positions each cotangent is divided by a power of
 two, which is the same for all samples; the exponents are summed as integers.  Pulling back is linear, so rescaling
@@ -56,7 +56,7 @@ def sweep(
             near an end of the range of its dtype.
         progress: Called with the fraction that is done.
 
-    Returns one `Reading` per row, for the targets strictly above it.  Raises FloatingPointError for NaN or Inf.
+    Returns one `Reading` per row, for the targets that come after it.  Raises FloatingPointError for NaN or Inf.
 
     Cost: one backward pass to activations per cotangent, and one device synchronization.  Memory besides the graph and
     the readings: 5 c w + `route.RUN_BYTES`, for c cotangents per batch with w bytes each at the widest layer.  c w is
@@ -146,10 +146,10 @@ def _blocked(route: Route, cotangents: Sequence[Cotangents]) -> bool:
 def _zeros_hold(route: Route, cotangents: Sequence[Cotangents], readings: Sequence[Reading], widest: int) -> bool:
     """Whether all cotangents that were read as zero are zero there, instead of an underflow between two rescalings.
 
-    The cotangents of a target that are zero at the same rows are tested together, by a cotangent that is nonzero where
-    any of them is.  At every position, its nonzero entries are replaced by random numbers between 1 and 2.  It can
-    therefore not underflow, and it is zero only where none of them arrives.  It is zero everywhere below a row of the
-    trunk at which it is zero, so it goes down to the first such row only.  Cost: one cotangent per target and set.
+    The cotangents of a target that are zero at the same rows are tested together, by a test cotangent that is nonzero
+    where any of them is.  At every position, its nonzero entries are replaced by random numbers between 1 and 2, so it
+    cannot underflow.  If the test cotangent is zero at a row of the trunk, it is zero at all rows below, so it goes
+    down to the first such row only.  Cost: one cotangent per target and set.
     """
     tests: list[Cotangents] = []
     expected: list[tuple[int, int]] = []  # (row, number of the test) that must be zero

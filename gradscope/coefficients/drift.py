@@ -1,7 +1,7 @@
 """The mean change of a random curve per layer, and its error: from one curve, or from several independent curves.
 
-The changes of log GSC from row to row are correlated: norms revert to a fixed point, so a large change is followed by
-an opposite one.  They already contain the noise of random probes, because the same cotangents pass through all rows.
+The changes of log GSC from row to row are correlated: lengths of layers revert to a fixed point, so an opposite change
+follows a large one.  Changes contain the noise of random probes, because the same cotangents pass through all rows.
 The error of the mean change is therefore taken from the changes themselves, and no noise is added for probes.
 """
 
@@ -115,7 +115,7 @@ def num_outer(depth: FloatArray, curves: FloatArray) -> int:
     A final normalization or pooling changes GSC once.  This change says nothing about the layers that repeat, and it
     would dominate their spread.  The row nearest the target is always left out if at least `ENOUGH` rows remain.
     Further rows are left out if most curves, each by itself, have an outlier there among their changes per layer.  At
-    least four changes remain.  Few networks and many therefore leave out the same rows: their rates mean the same.
+    least four changes remain.  Thus the number of networks does not decide which rows are left out.
     """
     changes = np.diff(curves, axis=1) / np.diff(depth)
     distance = np.abs(changes - np.median(changes, axis=1, keepdims=True))

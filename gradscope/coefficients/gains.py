@@ -23,7 +23,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Gain:
-    """Estimated a_b of N pairs of layers: an exact part ``fixed``, plus the rest as the mean of random ``probes``.
+    """Estimated a_b = |J_b|_F^2 of N pairs of layers: an exact part ``fixed``, plus a mean over random ``probes``.
 
     Both parts are (N, B), or (N, 1) if only the total is known, in units of ``4**exponent`` (N,).
     """

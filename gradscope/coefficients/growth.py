@@ -1,11 +1,8 @@
 """Growth of a coefficient with depth: a rate with its interval, a verdict, and the total of the network.
 
-Three different statements:
-
-- ``total``: log10 GSC from the first row to the target.  It is a fact about the measured networks on their batches.
-- ``rate``: exp(E[change of ln GSC per layer]).  The expectation is over networks that are drawn like the measured ones
-  (same architecture, depth, width, batch size and initialization) and over batches of this size.
-- Infinite width is a matter of theory: see `gradscope.meanfield`.
+The rate is exp(E[change of ln GSC per layer]).  The expectation is over networks that are drawn like the measured ones
+(same architecture, depth, width and initialization) and over batches of this size.  The total, log10 GSC from the first
+row to the target, is a fact about the measured networks on their batches.
 """
 
 from __future__ import annotations
@@ -50,17 +47,17 @@ class Measured(Protocol):
 class Growth:
     """Growth of GSC (squared convention) with depth: GSC is multiplied by ``rate`` per layer, from the target backward.
 
-    ``rate_low``, ``rate_high``: 95 % interval of the rate, for networks drawn like the measured ones.
+    ``rate_low``, ``rate_high``: 95 % interval of the rate, for networks of the same architecture and initialization.
     ``intercept``: c in the fit GSC = c * rate^n, n layers before the target.  ``verdict``, with m the ``margin``:
 
     - "exploding": the whole interval lies above 1 + m;
     - "vanishing": the whole interval lies below 1 - m;
     - "stable": the whole interval lies between 1 - m and 1 + m;
-    - "undecided": the interval contains 1 - m or 1 + m; ``advice`` says what would decide.
+    - "undecided": the interval contains 1 - m or 1 + m; ``advice`` says how many networks or layers would decide.
 
-    If there are several networks and each one by itself has the same verdict (not undecided), this is the verdict.
-    ``curved``: whether log GSC grows at different rates in the two halves of the network; ``curved_p`` is the p value.
-    A curved profile has a verdict too, for example exploding.
+    If several networks are given and each alone has the same verdict, not "undecided", then that verdict is used.
+    ``curved``: whether log GSC grows at different rates in the two halves of the network, so that one rate does not
+    describe it; ``curved_p`` is the p value of equal rates.
     ``total``: log10 GSC from the first row to the target, the mean over the networks; ``total_low`` and ``total_high``
     are its 95 % interval due to probes (and samples, for streams), or NaN if unknown.
     ``num_networks``: number of independent networks.  ``num_rows``: number of depths that the rate was fitted to.
@@ -151,9 +148,9 @@ def fit_growth(
         margin: As in `growth`.
         log10_total: Both ends of the interval of the total; unknown by default.
 
-    Layers of equal depth are averaged.  The row nearest the target is left out where nine remain, and up to three rows
-    whose change is an outlier.  The nearer half of the remaining rows gives the rate: the mean over networks.  The
-    error of one network is that of a walk that may revert to its mean (`gradscope.coefficients.drift.drift`).
+    Layers of equal depth are averaged.  Up to three rows nearest the target are left out: the first one if nine rows
+    remain, and those up to an outlying change.  The rate is fitted to the half of the other rows that is nearer the
+    target, and averaged over networks.  Its error is explained in `gradscope.coefficients.drift.drift`.
 
     Raises:
         ValueError: As `growth`, or shapes that do not fit.

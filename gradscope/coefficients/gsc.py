@@ -2,7 +2,7 @@
 
     GSC(k, l) = |J_k^l|_F^2 / (B d_k) * |f_k|^2 / |f_l|^2
 
-Cost: one forward pass and one backward pass per cotangent.  |J|_F^2 is exact with a basis, and unbiased with probes.
+Cost: one forward pass, and one backward pass per cotangent.  |J|_F^2 is exact with a basis, and unbiased with probes.
 """
 
 from __future__ import annotations
@@ -57,51 +57,51 @@ def gsc(
     GSC(k, l) = |J_k^l|_qm^2 |f_k|^2 / |f_l|^2.  f_k and f_l are the values of the layers, of sizes d_k and d_l for one
     sample.  J_k^l is the Jacobian of f_l with respect to f_k, and |J|_qm = |J|_F / sqrt(number of columns).  Let f_k
     undergo a small random change.  GSC is the mean squared relative change of f_l divided by the squared relative
-    change of f_k.  Some authors use the root of this number.
+    change of f_k.  This is the squared convention: some authors call the root of this number GSC.
 
     Arguments:
-        model: Any module; it is measured in its current mode and is not changed.
+        model: Any module; it is measured in its current mode (training or evaluation) and is not changed.
         data: One batch of B samples: a tensor (B, ...); a mapping, for ``model(**batch)``; or with ``loss_fn`` a pair
             (inputs, labels).  Or a stream of such batches (a DataLoader, a list, an iterator); the result is then for
-            the whole data set.  Without ``loss_fn``, labels in a stream are ignored.  A list of two tensors counts as
+            the whole data set.  Without ``loss_fn``, labels in a stream are ignored.  A list of two tensors is read as
             one batch [inputs, labels], as loaders yield it; if the tensors are two batches, give ``iter(data)``.
-            Under ``torch.distributed`` all ranks must make this call, and the result is for all ranks together.
-        forward: A function ``(model, batch) -> tensor``, for any other structure of the data or the output.
-        layers: Rows of the profile: a pattern such as "blocks.*", a list of patterns, or a callable that chooses
-            layers.  Default: one row per unit, such as a block of a ResNet (`gradscope.forward.units.units`).
+            Under ``torch.distributed`` all ranks must call `gsc`.  A stream gives one result for the data of all ranks;
+            one batch gives one result per rank.
+        forward: A function ``(model, batch) -> tensor``, needed for any other structure of the data or the output.
+        layers: Rows of the profile: a pattern such as "blocks.*", a list of patterns, or a function `Layer` -> bool.
+            Default: one row per unit, such as a block of a ResNet (`gradscope.forward.units.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
-        probes: Which cotangents (vectors in the space of the target) are pulled back by backward passes:
-            ``"exact"``: a basis, d_l cotangents, or B d_l if samples are coupled.  A number: random ones.
-            `Deflated`: some directions exactly, and random cotangents (probes) for the rest.
-            ``"auto"``: exact if at most 128 cotangents suffice, otherwise deflated probes.  A short measurement first
-            chooses the number of probes for an error of 5 %, with at most 40 backward passes per target.  In a
-            stream, ``"auto"`` is exact up to 12 cotangents, otherwise ``Deflated(4, 4)`` for each batch.
-        rtol: Requested relative standard error of every value.  For one batch this is the error due to probes.  Then
-            ``rtol`` decides the number of probes (exact if that is less expensive), and ``probes`` must be "auto".
-            For a stream this is the error due to probes and samples, and batches are measured until rtol is reached.
-            ``relative_error`` of the result is the error that was reached.
+        probes: The cotangents (vectors in the space of the target) that backward passes pull back:
+            ``"exact"``: a basis of d_l cotangents, or of B d_l if samples are coupled (batch normalization).
+            A number n: n random ones, called probes.  `Deflated`: some directions exactly, and probes for the rest.
+            ``"auto"``: exact if 128 cotangents suffice, or if a short pilot shows that deflated probes with an error
+            of 5 % would cost more.  Otherwise these probes, limited to 40 backward passes.  In a stream, ``"auto"`` is
+            exact up to 12 cotangents, otherwise ``Deflated(4, 4)`` for each batch.
+        rtol: Requested relative standard error of every value; ``relative_error`` of the result is the error reached.
+            One batch: the error due to probes.  It decides their number (exact if that is less expensive), so
+            ``probes`` must be "auto".  Stream: the error due to probes and samples; reaching it ends the stream.
+            A warning says if the error was not reached.
         max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  If neither these nor
-            ``rtol`` are given, a stream without a length, such as a generator, ends after 2000 batches.  For one batch
-            with ``rtol``, the measurement is repeated with more probes until ``rtol`` or ``max_seconds`` is reached.
-            If ``rtol`` is not reached, a warning says so.
+            ``rtol`` are given, a stream of unknown length, such as a generator, ends after 2000 batches.  One batch
+            with ``rtol`` is measured with more and more probes until ``rtol`` or ``max_seconds`` is reached.
         reduction: ``"batch"`` treats the values of the batch as one long vector F, so that GSC is
-            |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may be coupled.  ``"mean"`` and ``"geometric"`` average the
-            GSC of single samples, which must not be coupled.
-        generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same number.
-        progress: Called with the fraction of the current batch that is done.
-        positions: ``"source"``, ``"target"`` or ``"both"`` also splits the GSC of every layer by the position (token,
-            time step) in the source, in the target, or in both; the result is a `Positions`.
+            |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may be coupled.  ``"mean"`` and ``"geometric"`` are the
+            arithmetic and the geometric mean of the GSC of single samples, which must not be coupled.
+        generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same numbers.
+        progress: A function that is called with the fraction of the current batch that is done.
+        positions: ``"source"``, ``"target"`` or ``"both"``: also split the GSC of every layer by the position (token,
+            time step) in these layers; the result is a `Positions`.
         position_dim: The dimension of positions in layers (B, ..., T, ...); negative numbers count from the end.
 
     Returns:
         A `Profile` with rows in execution order; the target (GSC = 1) is last.  With random probes, the estimate of
-        |J|_F^2 is unbiased and has a standard error.  With a single probe, this standard error is an upper bound if
-        samples are independent (attained if J has rank one), and unknown (null) if samples are coupled.
+        |J|_F^2 is unbiased and has a standard error.  With a single probe and independent samples, this standard error
+        is an upper bound (attained if J has rank one); with coupled samples, it is unknown (null).
 
-    Cost: one forward pass, and one backward pass per cotangent.  `Deflated` needs rank + 1 more forward passes.  A few
-    more cotangents (11 for B = 256) are needed if the graph does not prove that samples are independent.  Memory: see
-    `gradscope.backward.sweep.sweep`.
+    Cost: one forward pass, and one backward pass per cotangent.  `Deflated` needs rank + 1 more forward passes.  If the
+    autograd graph does not prove that samples are independent, a test needs a few more cotangents (11 for B = 256).
+    Memory: see `gradscope.backward.sweep.sweep`.
 
     Raises:
         ValueError, TypeError: Invalid data, names or options, or an option without effect; the message says which.
@@ -154,12 +154,12 @@ def gsc_matrix(
 ) -> Matrix:
     """Gradient Scale Coefficient (GSC) of every pair of layers, from one backward sweep for all targets.
 
-    Arguments are those of `gsc`, with these differences.  ``target`` is the target nearest the output.  ``probes`` are
-    the cotangents of each target, and ``"auto"`` is exact if all targets together need at most 128.  All layers must
-    lie on the trunk: every path from the input to the output passes through them.
+    Arguments are those of `gsc` without positions, with these differences.  ``target`` is the target nearest the
+    output.  ``probes`` are the cotangents of each target, and ``"auto"`` is exact if all targets together need at most
+    128.  Every path from the input to ``target`` must pass through each of the layers.
 
     Returns:
-        A `Matrix` with GSC from each source (row) to each target (column), 1 on the diagonal, and NaN below.
+        A `Matrix` with GSC from each source (row) to each target (column), 1 on the diagonal, and NaN below it.
 
     Cost: one forward pass, and for every cotangent one backward pass from its target to the first layer.
 
@@ -188,7 +188,7 @@ def measured(
     board: Callable[[Capture], Board],
     planner: type[Planner] = Planner,
 ) -> tuple[Pairs, dict[str, Any]]:
-    """Measure all batches, each on the ``board`` of its pass; return the pairs and the fields of a `Matrix` of them."""
+    """Measure all batches, each with its own `Board`; return statistics of all pairs, and the fields of a `Matrix`."""
     batches = stream(data, forward=options.forward, loss_fn=options.loss_fn)
     streaming = batches is not None
     if not streaming:
@@ -270,7 +270,7 @@ def rows_of(captured: Capture, layers: LayerFilter | None, target: str | None, *
     return rows
 
 
-# Whether a default profile that begins behind the inputs is an error in this thread: `gradscope.testing`.
+# Whether a default profile that leaves out the layers before several inputs meet is an error: in `gradscope.testing`.
 whole: ContextVar[bool] = ContextVar("whole", default=False)
 
 

@@ -59,10 +59,10 @@ def nlc(
     """Nonlinearity coefficient (NLC) of a network over data: 1 for an affine map, larger for a more nonlinear one.
 
     NLC = sqrt(E_x Tr(J(x) Cov_x J(x)^T) / Tr Cov_f).  J(x) is the Jacobian of the target with respect to the input at
-    the sample x.  Cov_x and Cov_f are the covariances (with 1/N) of inputs and targets over the N samples.  NLC is
-    about 1 if the network is nearly linear over the spread of the data.  It does not change under affine maps of input
-    or output.  A complex number counts as two real ones.  Some authors use NLC^2.  GSC does not determine NLC: in a
-    deep ReLU network, GSC stays at 1 while NLC grows.
+    the sample x.  Cov_x and Cov_f are the covariances (with 1/N) of inputs and targets over the N samples.  NLC does
+    not change under invertible affine maps of the input, or if the output is shifted, scaled or rotated.  A complex
+    number counts as two real ones.  Some authors use NLC^2.  GSC does not determine NLC: in a deep ReLU network, GSC
+    stays at 1 while NLC grows.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; the batches of a stream are kept in memory.
@@ -70,18 +70,17 @@ def nlc(
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
-        An `Estimate`, with an ``interval()``.  Its standard error covers both the choice of samples, on which J, Cov_x
-        and Cov_f depend, and the choice of probes.  ``num_probes`` is 0 if exact.  If samples are coupled (batch
-        normalization), J is the Jacobian of the whole batch, and Cov_x treats the inputs of different samples as
-        independent.  The error is None for coupled samples, for fewer than 30 samples, and for an NLC of 0.
+        An `Estimate`.  Its standard error is that due to samples, on which J, Cov_x and Cov_f depend, and due to
+        probes.  ``num_probes`` is 0 if exact.  If samples are coupled (batch normalization), J is the Jacobian of the
+        whole batch, and Cov_x treats the inputs of different samples as independent.  The error is None for coupled
+        samples, for fewer than 30 samples, and for an NLC of 0.
 
-    Cost: two forward passes (three for a stream), and one backward pass and N^2 d operations per cotangent, for N
-    samples with inputs of size d.  Memory: the data, and one N x N matrix per cotangent that is pulled back at the same
-    time.
+    Cost: two forward passes (three for a stream).  Each cotangent needs one backward pass and N^2 d operations, for N
+    samples with inputs of size d.  Memory: the data, and one N x N matrix for each cotangent pulled back together.
 
     Raises:
-        ValueError: Fewer than two samples, more than 2,000 batches, a target that is constant over the data or
-            is the input, or an invalid ``probes``.
+        ValueError: Fewer than two samples, more than 2,000 batches, an invalid ``probes``, or a target that is the
+            input or does not vary over the data.
 
     Reference: Philipp and Carbonell (2018), "The nonlinearity coefficient", arXiv:1806.00179.
 

@@ -84,7 +84,7 @@ class Pairs:
         )
 
     def spread(self, name: str, diagonal: float = 0.0) -> FloatArray:
-        """An attribute of the tallies as an array (sources, targets); NaN if the source lies above the target."""
+        """An attribute of the tallies as an array (sources, targets); NaN if the source comes after the target."""
         values = np.full((len(self.sources), len(self.targets)), np.nan)
         for pairs, tally in self.tallies.values():
             values.flat[pairs] = getattr(tally, name)
@@ -198,7 +198,7 @@ class Board:
 
 
 class Tallies:
-    """Collects readings and reduces them block by block."""
+    """Collects the lengths of gradients that sweeps read, and reduces them to statistics block by block."""
 
     def __init__(self, board: Board) -> None:
         self.board = board

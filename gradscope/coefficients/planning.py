@@ -1,8 +1,8 @@
 """How many cotangents a batch needs, and how many batches are measured.
 
 A batch is measured exactly if that is less expensive, otherwise with as many probes as a pilot suggests.  Costs are
-counted in backward passes: one per cotangent, and one more per direction of the subspace.  A pilot decides the number
-of probes, so its values are not used in the result: they would bias the result.
+counted in backward passes: one per cotangent, and one more per direction of the subspace.  The result does not use the
+values of the pilot: the number of probes depends on them, so they would bias the result.
 """
 
 from __future__ import annotations
@@ -201,9 +201,9 @@ def accumulate(
 ) -> tuple[Pairs, str]:
     """Measure and merge batches, over all ranks of ``torch.distributed``; returns the result and why the stream ended.
 
-    The reasons: "end of data", "rtol reached", "max_samples", "max_seconds", "interrupted"; or, if no option ends the
-    stream and its end is not known (not ``ends``), "2000 batches", with a warning.  An interrupt (Ctrl-C)
-    after the first batch keeps the result so far, with a warning.  ValueError if there is no batch.
+    The reason is "end of data", "rtol reached", "max_samples", "max_seconds", "interrupted" or "2000 batches".  The
+    last one, with a warning, is for streams that no option ends and whose length is unknown (not ``ends``).  After an
+    interrupt (Ctrl-C), the batches measured so far are returned, with a warning.  ValueError if there is no batch.
     """
     found: Pairs | None = None
     began, reason = time.monotonic(), "end of data"

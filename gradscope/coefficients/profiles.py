@@ -1,4 +1,4 @@
-"""Coefficients of many layers as results: a `Profile` to one target, and a `Matrix` of all pairs."""
+"""Results: a `Profile` of the coefficients of all layers to one target, and a `Matrix` of all pairs of layers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class WithIntervals:
     _sample_freedom: FloatArray
 
     def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
-        """Return both ends, as log10 GSC, of intervals that contain each GSC with the probability ``level``.
+        """Return lower and upper ends (log10 GSC) of intervals that contain each GSC with probability ``level``.
 
         For one batch, the interval is for the GSC of this batch, and only the probes are random
         (`gradscope.coefficients.profiles.probe_interval`).  For a stream, the interval is for the GSC of the data set.
-        The errors due to probes and to samples are then added in quadrature, and the quantile is that of Student's t
-        with the degrees of freedom of the error due to samples.  Both ends are NaN if the error is unknown, or if the
-        stream has fewer than ten samples (ten batches, if samples are coupled).
+        The errors due to probes and to samples are then added in quadrature, and multiplied by a quantile of Student's
+        t.  Its degrees of freedom are those of the error due to samples.  Both ends are NaN if the error is unknown, or
+        if the stream has fewer than ten samples (ten batches, if samples are coupled).
         """
         if not self.streamed:
             return probe_interval(
@@ -65,13 +65,14 @@ class Matrix(WithIntervals):
     - ``log10_stderr_probe``, ``log10_stderr_sample``: standard errors of ``log10_values`` due to probes and due to
       samples, arrays (sources, targets); NaN if unknown.
     - ``num_probes``: random probes per batch, an array (sources, targets); 0 if exact.
+    - ``coupled``: whether one sample of a batch influences another, as in batch normalization.
     - ``relative_error``: the largest relative standard error of a value, due to probes (one batch) or due to probes and
       samples (stream).
     - ``num_batches``: number of measured batches.
-    - ``streamed``: whether the data were a stream, so that the result is for the data set.
-    - ``stopped``: why a stream ended: "end of data", "rtol reached", "max_samples", "max_seconds", "2000
-      batches" or "interrupted".
-    - ``remarks``: sentences about what the result depends on, such as random numbers or layers inside branches.
+    - ``streamed``: whether the data were a stream of batches; if so, the result is for the whole data set.
+    - ``stopped``: why the measurement ended: "end of data", "rtol reached", "max_samples", "max_seconds",
+      "2000 batches" or "interrupted".
+    - ``remarks``: sentences that say what the values depend on, such as random dropout masks.
 
     >>> import torch
     >>> import gradscope as gs
@@ -118,7 +119,7 @@ class Matrix(WithIntervals):
         return "interrupted" not in self.stopped
 
     def growth(self, *, margin: float = MARGIN) -> Growth:
-        """Return the growth of GSC with respect to the last target, for this network alone; see `gradscope.growth`."""
+        """Return rate and verdict of the growth of GSC with respect to the last target; see `gradscope.growth`."""
         return growth(self, margin=margin)
 
     def rows_to(self, target: str | None = None) -> pd.DataFrame:
@@ -209,7 +210,7 @@ class Matrix(WithIntervals):
 class Profile(Matrix):
     """GSC (squared convention) of every layer with respect to one target; made by `gradscope.gsc`.
 
-    It is a `Matrix` with one column, and has the same attributes.  ``profile["name"]`` is the `Estimate` of a layer.
+    It is a `Matrix` with one column, and has the same attributes.  ``profile["name"]`` is the GSC of the layer "name".
 
     >>> import torch
     >>> import gradscope as gs
@@ -234,7 +235,7 @@ class Profile(Matrix):
 
     @checked
     def __getitem__(self, layer: str) -> Estimate:
-        """Return the GSC of one layer, with the standard error due to probes."""
+        """Return the GSC of one layer as an `Estimate`, with the standard error due to probes."""
         if layer not in self.sources:
             raise KeyError(f"There is no layer {layer!r} in this profile; its layers are {', '.join(self.sources)}.")
         row = self.sources.index(layer)
@@ -263,10 +264,11 @@ def probe_interval(
     Jacobian are large.  Then mean +- 1.96 standard errors contains the value too rarely (70 % with two probes of a
     coupled batch).  The random part R is modeled as a scaled chi-square with k = 2 R^2 / Var(R) degrees of freedom.  On
     a log scale, the distances of its quantiles from R are multiplied by the quantile of Student's t with ``freedom``
-    degrees of freedom, divided by the normal quantile.  Coverage with stored exact
-    Jacobians: 93 to 97 % in three networks (test_intervals.py), 91 % in a smaller one with batch normalization.
-    ``fixed_share``: known share of each value.  Both ends are NaN if the error is unknown, and equal
-    to the value if the error is 0.
+    degrees of freedom, divided by the normal quantile.  In tests (test_intervals.py), 93 to 97 % of the 95 % intervals
+    contain the value.
+
+    ``fixed_share``: known share of each value.  Both ends are NaN if the error is unknown, and equal to the value if
+    the error is 0.
     """
     upper = 0.5 + level / 2
     random = np.clip(1 - fixed_share, np.finfo(float).tiny, 1.0)

@@ -228,14 +228,15 @@ class Tally:
 
         - The spread between samples (delta method) minus the part due to probes.  The degrees of freedom are those of
           `gradscope.estimates.freedom_of`.  With one probe, this error is a lower bound.
-        - The error if a is lognormal over samples (`gradscope.estimates.lognormal_error`), as in deep networks.  There,
-          few samples dominate, and the spread of the others shows too little.  It has n - 1 degrees of freedom.
+        - The error if a is lognormal over samples (`gradscope.estimates.lognormal_error`), as in deep networks.  A few
+          samples dominate such a sum, and the spread between samples is too small if the batch contains none of them.
+          This error has n - 1 degrees of freedom.
         """
         return self._sample_error[0] / LN10
 
     @property
     def sample_freedom(self) -> FloatArray:
-        """Degrees of freedom of `log10_stderr_sample`; NaN below `FEWEST` samples, which do not show a heavy tail."""
+        """Degrees of freedom of `log10_stderr_sample`; NaN below `FEWEST` samples: too few to show a heavy tail."""
         return self._sample_error[1] if self.count >= FEWEST else np.full(len(self.mean), np.nan)
 
     @cached_property

@@ -17,14 +17,15 @@ MEASUREMENTS = {
     "report": ("write one HTML page about a model", [SUBJECT, f"{SUBJECT} --out page.html"]),
     "check": ("test whether gradscope measures a model correctly; exit code 1 if a test fails",
               [SUBJECT, "my_net:gpt --input 2,16 --input-ids 50257"]),
-    "profile": ("print GSC of every layer, growth rate and verdict",
+    "profile": ("print the Gradient Scale Coefficient (GSC) of every layer, the growth rate and a verdict",
                 [SUBJECT, f"{SUBJECT} --out gsc.png", "my_net:mlp --data batch.npz --rtol 0.02 --json"]),
-    "matrix": ("print GSC between all pairs of layers",
+    "matrix": ("print the Gradient Scale Coefficient (GSC) between all pairs of layers",
                [SUBJECT, f"{SUBJECT} --layers 'layer1*,layer2*' --out matrix.csv"]),
-    "diff": ("print which layer of two models differs; exit code 1 if one does",
+    "diff": ("print which layers differ between two models; exit code 1 if one does",
              ["my_net:resnet my_net:converted --input 8,3,32,32", "my_net:resnet bfloat16 --input 8,3,32,32"]),
 }  # fmt: skip
-OUTPUTS = {"report": "the page (default: report.html)", "check": None, "diff": "write .csv, .parquet, .png or .html"}
+OUTPUTS = {"report": "the page (default: report.html)", "check": None,
+           "diff": "also write the result: .csv, .parquet, .png or .html"}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,13 +72,13 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("other", metavar="OTHER",
                              help=f"MODULE:FACTORY of the second model, or {', '.join(DTYPES)} for a copy")  # fmt: skip
         if name in ("profile", "matrix", "diff"):
-            one.add_argument("--probes", default="auto", help="auto, exact, or a number of random probes")
+            one.add_argument("--probes", default="auto", help="auto (default), exact, or a number of random probes")
         if name in ("profile", "matrix"):
             one.add_argument("--layers", metavar="GLOBS", help="patterns of layer names, separated by commas")
-            one.add_argument("--rtol", type=float, metavar="R", help="wanted relative standard error")
+            one.add_argument("--rtol", type=float, metavar="R", help="requested relative standard error of every value")
         if name == "profile":
             one.add_argument("--target", metavar="LAYER", help="GSC with respect to this layer (default: the output)")
-        if (out := OUTPUTS.get(name, "write .csv, .parquet or .png")) is not None:
+        if (out := OUTPUTS.get(name, "also write the result: .csv, .parquet or .png")) is not None:
             one.add_argument("--out", metavar="FILE", help=out)
     for name, text in experiments.COMMANDS.items():
         commands.add_parser(name, help=text)  # for the list of commands: `main` runs them
@@ -91,17 +92,18 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_subject(one: argparse.ArgumentParser) -> None:
     one.add_argument("model", metavar="MODULE:FACTORY",
-                     help="a function without arguments that returns the model, or a module; from the current folder "
-                          "or an installed package")  # fmt: skip
+                     help="Python module, in the current folder or installed, and its function that returns the model "
+                          "without arguments, or its torch.nn.Module")  # fmt: skip
     source = one.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", type=shape, metavar="SHAPE", help="standard normal input: 8,3,32,32 (batch first)")
+    source.add_argument("--input", type=shape, metavar="SHAPE",
+                        help="standard normal input of this shape, batch first: 8,3,32,32")  # fmt: skip
     source.add_argument("--data", metavar="FILE.npz", help="the input is the array x, or the only array, of this file")
     one.add_argument("--input-ids", type=int, metavar="N", help="with --input: random token ids from 0 to N - 1")
-    one.add_argument("--dtype", choices=DTYPES, help="default: that of the model; for check float64")
+    one.add_argument("--dtype", choices=DTYPES, help="of model and input (default: the model's; for check float64)")
     one.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
-    one.add_argument("--seed", type=int, default=0, help="for weights and input (default: 0)")
-    one.add_argument("--eval", action="store_true", help="put the model in eval mode first")
-    one.add_argument("--json", action="store_true", help="print one JSON object")
+    one.add_argument("--seed", type=int, default=0, help="random seed of weights and input (default: 0)")
+    one.add_argument("--eval", action="store_true", help="put the model in evaluation mode first")
+    one.add_argument("--json", action="store_true", help="print the result as one JSON object")
     one.add_argument("--traceback", action="store_true", help="show where an error was raised")
 
 

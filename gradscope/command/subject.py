@@ -38,7 +38,7 @@ def subject(given: argparse.Namespace) -> tuple[nn.Module, Tensor]:
 def made(name: str, seed: int) -> nn.Module:
     """Return the module that ``name`` (MODULE:FACTORY) names, or what the factory returns without arguments.
 
-    Its weights come from ``seed``, also if other code of the file draws random numbers.
+    Its weights depend only on ``seed``, even if other code in the file draws random numbers.
     """
     path, _, attributes = name.partition(":")
     if not path or not attributes or path.endswith(".py") or "/" in path:

@@ -2,9 +2,8 @@
 
     C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1),   J_l = I_l + R_l
 
-I_l is the Jacobian of the initial layer l, and R_l is the change by training, so the Jacobian of the network is a sum
-of 2^L terms.  C^lambda is the sum of the terms with lambda factors R_l.  |C^lambda|_F^2 is unbiased with probes.  Cost:
-for each cotangent and term, one backward pass through every trained unit.  Philipp, Song and Carbonell
+I_l is the Jacobian of the initial layer l, R_l its change by training, and C^lambda the sum of the terms with lambda
+factors R_l.  |C^lambda|_F^2 is unbiased with probes.  Cost: see `effective_depth`.  Philipp, Song and Carbonell
 (arXiv:1712.05577) proposed C^lambda and bounded it by norms; here C^lambda is computed exactly at the data.
 """
 
@@ -54,7 +53,7 @@ class EffectiveDepth:
     - ``log10_stderr``: their standard errors, over samples if ``num_probes`` is 0, else over probes; NaN if unknown.
     - ``freedom``: degrees of freedom of these errors, by `gradscope.estimates.satterthwaite`.
     - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the whole network.
-      Near 0 if the contributions add up; large if they cancel, because little of the initial network is left.
+      Near 0 if the contributions add up.  Large if they cancel: if training replaces I_l, then R_l contains -I_l.
     - ``layers``: names of the units in execution order.
     - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
 
@@ -86,7 +85,7 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """Range of the effective depth, from `contribution_intervals`; from 0 to the largest lambda if unknown."""
+        """Effective depth at lower and upper ends of `contribution_intervals`; 0 and the largest lambda if unknown."""
         low, high = self.contribution_intervals()
         low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
         return _largest(low, tolerance), _largest(high, tolerance)
@@ -115,7 +114,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        The first two have one row per lambda, which is the ``index``.  A ``change`` has one row per unit.
+        The contributions have one row per lambda, which is the ``index``.  A change has one row per unit.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
@@ -155,9 +154,9 @@ def effective_depth(
 ) -> EffectiveDepth:
     """Effective depth of a trained network: the largest number of layers whose changes act together in its Jacobian.
 
-    Let J_l be the Jacobian of unit l at the present input of this unit, I_l the Jacobian of the same unit at the same
-    input but with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all
-    I_l + R_l.  C^lambda is the sum of all terms of this product with exactly lambda factors R_l, by the recurrence
+    Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
+    with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +
+    R_l.  C^lambda is the sum of all terms of this product with exactly lambda factors R_l, by the recurrence
 
         C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1)
 
@@ -170,8 +169,8 @@ def effective_depth(
         data, forward: As for `gradscope.gsc`; ``data`` must be one batch.
         probes, generator: As for `gradscope.nlc`.
 
-    Cost: three forward passes.  Each cotangent needs two backward passes, and one more per trained unit.  Memory: two
-    graphs, and one cotangent for every lambda.
+    Cost: three forward passes.  Each cotangent needs four backward passes, and up to one more per trained unit; the
+    changes of single units need 16 in all.  Memory: two graphs, and one cotangent for every lambda.
 
     Raises:
         ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the

@@ -2,8 +2,8 @@
 
     g(theta; h) ~ g(theta_0; h) + dg/dtheta (theta_0; h) (theta - theta_0),   g the last n units, h their input
 
-The expansion keeps only terms in which at most one of the n layers has changed.  If the loss stays the same, training
-did not use the composition of these layers.  The expansion is computed exactly.  Reference: arXiv:1712.05577.
+The expansion keeps only terms in which at most one of the n layers has changed.  If the loss stays the same, the other
+terms, in which several layers change together, do not matter.  Reference: arXiv:1712.05577.
 """
 
 from __future__ import annotations

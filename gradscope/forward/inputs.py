@@ -68,7 +68,7 @@ class Batch:
     def run(self, model: nn.Module, forward: Forward | None) -> Any:
         """``forward(model, inputs)``, or ``model(**inputs)`` for a mapping, or ``model(inputs)``.
 
-        Raises `ModelError` if the call is refused, or an operation of torch that the user's code does not call itself.
+        Raises `ModelError` if the model does not accept the data, or if the error arises inside a module of torch.
         """
         try:
             if forward is not None:
@@ -153,8 +153,8 @@ def stream(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) 
     """An iterator over the batches of a loader, list or iterator; None if ``data`` is itself one batch.
 
     With ``forward``, a tuple or list is one batch, because only the user knows its structure.  A list that may be the
-    batch of a loader, such as [inputs, labels], is one batch.  So is an object whose items have names, and a dataclass.
-    Without ``loss_fn``, labels in pairs (inputs, labels) are ignored.
+    batch of a loader, such as [inputs, labels], is one batch.  So are a dataclass, and an object that yields strings
+    (names of its items).  Without ``loss_fn``, labels in pairs (inputs, labels) are ignored.
     """
     if isinstance(data, (Tensor, Mapping, tuple)) or not isinstance(data, Iterable) or is_dataclass(data):
         return None
@@ -229,7 +229,7 @@ def as_batch(data: Any, *, forward: Forward | None, loss_fn: Loss = ..., finite:
 
 
 def _kind(tensor: Tensor) -> str:
-    """What a tensor beside the samples is."""
+    """Words for a tensor that holds no samples."""
     if tensor.layout is not torch.strided:
         return "a sparse tensor of shape"
     if not tensor.ndim:

@@ -74,7 +74,7 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
         """Remember what `_restore` needs."""
 
     def _change(self) -> None:
-        """Change what the code inside needs."""
+        """Make the changes that the code inside the context needs."""
 
     def _restore(self, kind: type[BaseException] | None) -> None:
         """Restore everything; called again if it was interrupted.  ``kind``: the type of the error inside, if any."""

@@ -1,4 +1,4 @@
-"""Lengths of the tensors of one forward pass, each taken when a layer has made it, before anything overwrites it.
+"""Lengths of the tensors of one forward pass, measured before anything overwrites the tensors.
 
 Small tensors are copied to float64 in blocks, because the norms of a block cost as much as those of one tensor.
 """
@@ -47,11 +47,11 @@ class Lengths:
 
     @property
     def finite(self) -> bool:
-        """Whether all lengths exist."""
+        """Whether all lengths are finite."""
         return all(np.isfinite(norms).all() for norms in self.later.arrays)
 
     def read(self) -> None:
-        """Copy the lengths to the CPU, which calls their checks."""
+        """Copy the lengths to the CPU, and run their checks."""
         _ = self.later.arrays
 
     @cached_property
@@ -76,7 +76,7 @@ class Ruler:
         self.measured: list[Measured] = []
 
     def measure(self, key: Vertex, tensor: Tensor) -> None:
-        """Measure a tensor as it is now; what overwrites it later, in whatever way, changes nothing."""
+        """Measure a tensor as it is now; later changes of the tensor have no effect."""
         kind = tensor.shape, tensor.dtype, tensor.device
         block = self.blocks.get(kind)
         if block is None and kind not in self.blocks:

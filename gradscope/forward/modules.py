@@ -109,7 +109,7 @@ def own_thread() -> Callable[[str], None]:
 
 
 def unwrap(model: nn.Module, *, sharded: bool = False) -> nn.Module:
-    """The eager module inside ``torch.compile`` and data-parallel wrappers; only if ``sharded``, it may be sharded."""
+    """The eager module inside ``torch.compile`` and data-parallel wrappers; it may be sharded only if ``sharded``."""
     return listed(model, sharded=sharded)[""]
 
 
@@ -135,7 +135,7 @@ def listed(model: nn.Module, *, sharded: bool = False) -> dict[str, nn.Module]:
 
 
 def _named(model: nn.Module) -> dict[str, nn.Module]:
-    """``dict(model.named_modules())``, several times faster; by identity, because the hash of a metric changes."""
+    """``dict(model.named_modules())``, several times faster; by identity, because some modules change their hash."""
     found: dict[str, nn.Module] = {}
     known: dict[int, str] = {}
     stack = [("", model)]

@@ -200,7 +200,7 @@ class Snapshot:
         return next(names, None)
 
     def drew(self) -> bool:
-        """Whether a global random generator has moved since; no code of the model must run before `restore` then."""
+        """Whether a global random generator has moved.  No code of the model may run before the next `restore`."""
         both = zip(generator_states(self.modules), self.random, strict=False)
         self.moved = any(_comparable(now) != _comparable(before) for (_, now), (_, before) in both)
         return self.moved

@@ -1,4 +1,4 @@
-"""Leave a model as it was, also under Ctrl-C; and one thread at a time."""
+"""Contexts that leave a model as it was, also after Ctrl-C, and a lock by which only one thread measures at a time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ alone = threading.RLock()
 
 
 class state_restored(interruptible):  # noqa: N801
-    """Context in which a pass may change anything in the modules; afterwards all is as `Snapshot` says, as before.
+    """Context in which a pass may change the modules; afterwards everything that a `Snapshot` holds is as before.
 
     The context is entered twice, as every `interruptible`: ``with alone, state_restored(modules) as state, state``.
-    ``snapshot``: one of the same modules, if nothing has changed them since.  The outer context may have the same one.
+    ``snapshot``: a snapshot of these modules, if nothing has changed them since.  Nested contexts may share it.
 
     Raises:
         RuntimeError: Another thread called a module that holds buffers, or changed a parameter (raised in this thread

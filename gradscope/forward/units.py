@@ -1,4 +1,4 @@
-"""Units: the layers that a person would name, which are the rows of a default profile."""
+"""Units: the rows of a default profile, such as the blocks of a ResNet or the layers of an MLP."""
 
 from __future__ import annotations
 

@@ -26,11 +26,11 @@ from gradscope.jacobians.jacobian import Jacobian
 
 @dataclass(frozen=True)
 class Capture(Recording):
-    """One recorded forward pass, made by `gradscope.capture`.  Its autograd graph stays in memory with this object.
+    """One recorded forward pass, made by `gradscope.capture`.  This object keeps the autograd graph in memory.
 
     - ``target``: the layer whose Jacobians are studied: the output, the losses or a named layer.
     - ``reached``: recorded tensors that the target depends on, in execution order.
-    - ``layers``: those of the tensors in ``reached`` that the option ``layers=`` chose.
+    - ``layers``: the tensors of ``reached`` that the option ``layers=`` chose; all of them by default.
     - ``units``: the layers that are the rows of `gradscope.gsc` by default.
     - ``elsewhere``: names of recorded tensors on which the target does not depend.
     - ``graph``: cut vertices of the autograd graph, through which every path from the input to the target passes.
@@ -64,9 +64,9 @@ class Capture(Recording):
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences about what the results depend on: normalization statistics, random numbers, which output was used.
+        """Sentences that say what the results depend on, such as batch statistics, dropout, or a frozen embedding.
 
-        Further sentences say which blocks share one row because of functional code, and which embeddings are frozen.
+        Others say which blocks are not rows of a default profile, and why.
         """
         blocks = merged(self.replay.modules, self.reached, self.units, self.graph)
         frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
@@ -79,11 +79,11 @@ class Capture(Recording):
 
     @checked
     def jacobian(self, source: str, target: str) -> Jacobian:
-        """Jacobian of layer ``target`` with respect to layer ``source``, as an operator; see `gradscope.jacobians`.
+        """Jacobian of layer ``target`` with respect to layer ``source``, as a linear operator (`gradscope.Jacobian`).
 
         Raises:
-            ValueError: There is no layer of that name, the target does not depend on the source, or a hook makes the
-                backward pass nonlinear.
+            ValueError: A name is unknown, the target does not depend on the source, or a hook makes the backward pass
+                nonlinear.
         """
         from_layer, to_layer = (find(self.layers, name, self.elsewhere) for name in (source, target))
         if from_layer.index > to_layer.index:
@@ -96,7 +96,7 @@ class Capture(Recording):
         return Jacobian(from_layer, to_layer, self.replay)
 
     def check_target(self, target: Layer, source: Layer) -> None:
-        """Raise ValueError if backward hooks of modules around the target make Jacobians depend on earlier passes."""
+        """Raise ValueError if backward hooks around the target make its gradients depend on earlier backward passes."""
         if target.index != self.target.index and any(module._backward_hooks for module in self.replay.modules.values()):
             check_inside(self.graph.edges[-1], target.edge, source.edge, target.name)
 
@@ -124,8 +124,7 @@ def capture(
         forward, loss_fn, target: As in `gradscope.gsc`.
 
     Raises:
-        ValueError, TypeError: See `gradscope.forward.recorder.record` and `gradscope.forward.inputs.as_batch`; every
-            message says what is wrong and what to do.
+        ValueError, TypeError: The data or the model cannot be measured; the message says what to do.
 
     Cost: one forward pass.  If a module has backward hooks, also eight backward passes of one cotangent.
 
@@ -151,7 +150,7 @@ def captured_unread(
     loss_fn: Loss = ...,
     target: str | None = None,
 ) -> Capture:
-    """The same, but whether all layers are finite is checked when the first number is read, with other readings."""
+    """The same without waiting for the device: whether all layers are finite is checked when a number is first read."""
     modules = listed(model)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
     try:

@@ -24,19 +24,20 @@ NEVER_CALLED = "never called"
 class Description:
     """What a forward pass recorded and what it did not: ``frame``, and ``notes``, sentences about the whole pass.
 
-    The frame has one row per recorded tensor, and one row per module call whose output was not recorded.  Its columns:
+    The frame has one row per recorded tensor, and one row per module that was not called or whose output was not
+    recorded.  Its columns:
 
     - ``layer``, ``aliases``: name of the tensor, and its other names.
     - ``call``, ``shape``, ``dtype``, ``bytes``: number of the module's call; shape, dtype and memory of the tensor.
     - ``on_trunk``: whether every path from the input to the target passes through the tensor.
     - ``unit``: whether the tensor is a row of `gradscope.gsc` by default.
     - ``fired``: whether the module was called.
-    - ``left_out``: why the output was not recorded; missing for a recorded tensor.
+    - ``left_out``: why there is no recorded tensor; null for a recorded one.
     - ``modified``: whether the tensor was overwritten in place later.  The earlier values are measured.
     - ``batch_norm``: which statistics batch normalization used, "batch" or "running".
     - ``dropout``: whether dropout was active.
-    - ``backward``: for tensors on the trunk, whether cotangents are pulled back together ("vmap") or one by one
-      ("loop").
+    - ``backward``: for tensors on the trunk, whether torch pulls a batch of cotangents back to it at once ("vmap") or
+      one by one ("loop").
 
     >>> import torch, gradscope as gs
     >>> found = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(2, 4)).describe()

@@ -78,7 +78,7 @@ class Jacobian(LinearOperator):
         Cost: one forward pass without gradients.
 
         Raises:
-            ValueError: A second forward pass does not reproduce the target, because the model has a state that changes.
+            ValueError: A second forward pass does not reproduce the target, because a state of the model has changed.
         """
         value = self._replay.outputs(self.target.names, {}).get(self.target.name)
         if value is None or tuple(value.shape) != self.target.shape:
@@ -141,7 +141,7 @@ class Affine:
     value: Tensor
 
     def __call__(self, dx: Tensor) -> Tensor:
-        """J dx + f(x), in the shape of the target, for ``dx`` in the shape of the source."""
+        """Return J dx + f(x), in the shape of the target, for ``dx`` in the shape of the source."""
         if tuple(dx.shape) != self.jacobian.source.shape:
             raise ValueError(
                 f"dx must have the shape of layer {self.jacobian.source.name!r}, {self.jacobian.source.shape}, "

@@ -1,4 +1,4 @@
-"""Lengths against width or depth: the figure of a coordinate check."""
+"""The figure of a coordinate check: sizes of activations, gradients or updates against width or depth."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def coordinates(
     """Axes with the size of activations, gradients or updates, or GSC, of each layer against width or depth.
 
     Both scales are logarithmic, so the slope of a line is the exponent of the layer.  Lines are means over seeds, and
-    bands are one standard deviation.  Thick lines are layers whose exponent differs from the expected one.  Labels hold
-    the exponents, with the verdict if it is not "agrees".
+    bands are one standard deviation between seeds.  Thick lines are layers whose exponent differs from the expected
+    one.  Labels hold the exponents, with the verdict if it is not "agrees".
 
     Arguments:
         data: What `gradscope.coordinate_check` returns, or its frame; only the former has exponents and verdicts.

@@ -45,18 +45,18 @@ def profile(
 ) -> Axes:  # fmt: skip
     """Axes with log10 GSC of every layer with respect to the last target, against the number of layers between the two.
 
-    Lines are means over the seeds with the same hue and style; bands are one standard deviation between these seeds.
-    With one seed, bands are the 95 % intervals of the values.  If there are at most eight curves, each label holds the
-    growth rate and its verdict; see `gradscope.Growth`.  Colors are the next ones of the color cycle of the Axes.
+    Lines are means over seeds; bands are one standard deviation between seeds.  With one seed, bands are the 95 %
+    intervals of the values.  If there are at most eight curves, each label holds the growth rate and its verdict; see
+    `gradscope.Growth`.
 
     Arguments:
-        data: A `gradscope.Profile` or `gradscope.Matrix`, a tidy frame with rows of quantity "gsc" (or
-            "parameter_gsc"), a list of these (networks that differ in their seeds), or a dict from names to any of
+        data: A `gradscope.Profile`, a `gradscope.Matrix`, or a tidy frame with rows of quantity "gsc" (or
+            "parameter_gsc").  Or a list of these, for networks that differ in their seeds, or a dict from names to
             these.
-        hue, style: Columns that determine the color and the dashes of a curve.  By default, ``hue`` is the only column
-            that distinguishes the networks, such as the names of a dict.
-        notes: Texts to add to the labels of curves instead of growth; a dict whose keys are tuples of a curve's values
-            of hue and style.
+        hue, style: Columns that determine the color and the dashes of a curve.  By default, ``hue`` is the one column
+            that distinguishes the networks, such as ``network`` for a dict.
+        notes: Texts to add to the labels of curves instead of growth: a dict from a curve's values of hue and style, a
+            tuple such as ``("tanh",)``, to its text.
         ax: Where to draw; a new figure by default.
 
     Raises:
@@ -79,7 +79,7 @@ def named_profile(
 ) -> Axes:
     """Axes with the log10 GSC curves of `profile`, against the names of the layers in execution order.
 
-    Arguments and errors are those of `profile`.  Names for which there is no room are left out.
+    Arguments and errors are those of `profile`, without ``style``.  Names for which there is no room are left out.
 
     >>> import torch, gradscope as gs
     >>> measured = gs.gsc(gs.models.MLP(depth=2, width=8), torch.randn(16, 8))
@@ -97,13 +97,14 @@ def named_profile(
 
 @checked
 def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axes:
-    """Add predicted log10 GSC to the Axes of `profile`, as thin lines with markers in the network's color; return them.
+    """Add predicted log10 GSC to the Axes of `profile`, and return the Axes.
+
+    Predictions are thin lines with markers.  Their color is that of the measured curve of the same name.
 
     Arguments:
-        predicted: A `gradscope.meanfield.Prediction`, a dict from names of networks to these, or a frame with columns
-            ``depth_from_output``, ``log10_value`` and those named by ``keys``.
-        keys: The column that determines the color and, optionally, one that determines the shape of the markers.
-            There is one line per combination of their values.
+        predicted: A `gradscope.meanfield.Prediction`, a dict from names of networks to predictions, or a frame with
+            the columns ``depth_from_output``, ``log10_value`` and those in ``keys``.
+        keys: Names of one or two columns.  The first determines the color, the second the shape of the markers.
 
     >>> predicted = pd.DataFrame({"depth_from_output": [0, 1], "log10_value": [0.0, 0.2], "activation": "tanh"})
     >>> ax = theory(predicted, ["activation"], ax=axes(None))
@@ -153,9 +154,9 @@ def statistic(
 ) -> Axes:  # fmt: skip
     """Axes with a statistic of each layer, such as "sign_diversity", against the layer's index from the input.
 
-    Arguments and errors are those of `profile`, but the rows are those of ``quantity``, for example in a frame of
-    `gradscope.measure`.  With one seed, bands are 1.96 standard errors.  With ``log10``, the logarithm of the statistic
-    is drawn where it is finite.
+    Arguments and errors are those of `profile`, but ``data`` must have rows of ``quantity``, as a frame of
+    `gradscope.measure` has.  With one seed, bands are 1.96 standard errors.  With ``log10``, the logarithm of the
+    statistic is drawn where it is finite.
 
     >>> import torch, gradscope as gs
     >>> frame = gs.measure(gs.models.MLP(depth=3, width=8), torch.randn(16, 8))

@@ -1,4 +1,4 @@
-"""What `gradscope.diff` found: the distance of every layer, and what rounding explains of it."""
+"""The figure of `gradscope.diff`: the distance between two models at every layer, and the part due to rounding."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ CURVES = {"local_distance": "given equal inputs", "distance": "whole difference"
 def difference(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with the relative distance between the outputs of every layer in two models, and gray steps for rounding.
 
-    The gray steps show the distance that rounding errors explain.  Filled points differ by more than rounding explains.
-    A distance of 0 is drawn on the lower edge.
+    One curve is the whole difference; the other is the difference if both layers get equal inputs.  The gray steps show
+    the distance that rounding errors explain.  Filled points differ by more than rounding explains.  Distances below
+    1 % of the lowest step, such as 0, are drawn at 1 %.
 
     Arguments:
         data: A `gradscope.Difference` of two models, or its frame.

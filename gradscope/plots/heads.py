@@ -29,7 +29,7 @@ def attention(
 ) -> tuple[Axes, ...]:
     """Axes with maps of statistics of attention heads, one map per quantity: layers (input on top) against heads.
 
-    In maps of at most 12 layers and 12 heads, every cell shows its number.  Heads that a layer does not have are gray.
+    In maps of at most 12 layers and 12 heads, every cell shows its value.  Heads that a layer does not have are gray.
 
     Arguments:
         data: What `gradscope.attention` returns, its frame, a list of these (networks that differ in their seeds), or

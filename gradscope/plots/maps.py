@@ -26,8 +26,8 @@ def phase_diagram(diagram: PhaseDiagram, *, points: Any = None, ax: Axes | None 
     Arguments:
         diagram: What `gradscope.meanfield.phase_diagram` returns.
         points: Measured networks: a frame with one row per network and the columns ``weight_variance``,
-            ``bias_variance`` and ``rate``.  Without ``rate``, a tidy frame of GSC, from which the rates are computed.
-            The color scale covers the rates of the points, if there are any.
+            ``bias_variance`` and ``rate``.  Or a tidy frame of GSC with these two variances, from which the rates are
+            computed.  With points, the color scale covers their rates.
         ax: Where to draw; a new figure by default.
 
     >>> import gradscope as gs

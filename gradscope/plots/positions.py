@@ -33,9 +33,8 @@ def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes 
         layers: Names of layers.  By default the first layer for a heat map, and up to five layers for curves.
         ax: Where to draw; a new figure by default.
 
-    In a heat map, each pair of positions has a color.  A value of exactly zero is gray, and values below a millionth of
-    the largest one have the darkest color.  In curves over the lag, the circles at the left end are the first source
-    positions, which count for no lag.
+    In a heat map, values of exactly zero are gray, and values below a millionth of the largest one have the darkest
+    color.  In curves over the lag, circles at the left end are the first source positions, which no lag includes.
 
     Raises:
         ValueError: The frame has no GSC by position or lag, or no layer of that name, or a heat map would have several
@@ -124,7 +123,7 @@ def _least(lags: pd.DataFrame) -> float:
 
 
 def _sinks(ax: Axes, rows: pd.DataFrame, lags: pd.DataFrame, color: Any, *, named: bool) -> None:
-    """Draw the first source positions left of all lags that are not exactly zero, with names above if ``named``."""
+    """Draw circles for the first source positions, left of all curves, with names above if ``named``."""
     left = _least(lags)
     for number, (_, row) in enumerate(rows.sort_values("source_position", ascending=False).iterrows()):
         x, y = left - 2 - number, row["log10_value"]

@@ -102,12 +102,12 @@ def gsc_rows(data: Any, *needed: str, maker: str = MEASURED) -> pd.DataFrame:
 
 
 def hue_of(rows: pd.DataFrame, hue: str | None, style: str | None = None, *, free: Sequence[str] = ()) -> str | None:
-    """The column that colors the curves: ``hue``, or the only column that varies within a curve; None if none does.
+    """The column that determines the color of curves: ``hue``, or the only column that varies; None if none varies.
 
     Curves are means over seeds and nothing else.  Columns in ``free`` may vary.
 
     Raises:
-        ValueError: Columns that neither ``hue`` nor ``style`` names vary within a curve, or it holds a layer twice.
+        ValueError: Columns other than ``hue`` and ``style`` vary within a curve, or a curve has a layer twice.
     """
     named = [name for name in (hue, style) if name is not None]
     require(rows, named, "runs with these columns, or leave out hue= and style=")
@@ -224,7 +224,8 @@ def growth_table(data: Any, by: Sequence[str] | None = None) -> pd.DataFrame:
     """One row per network with the columns ``rate``, ``rate_low``, ``rate_high`` and ``verdict`` of `gradscope.Growth`.
 
     Arguments:
-        data: Such a table, which is returned as it is; `gradscope.Growth`, or results as in `frame_of`.
+        data: A table with the column ``rate``, which is returned as it is; `gradscope.Growth`; or results as in
+            `frame_of`.
         by: Columns that distinguish the networks; by default ``network``, or the only column that varies.
 
     Raises:

@@ -55,7 +55,7 @@ def evolution(
 ) -> Axes:  # fmt: skip
     """Axes with a heat map of log10 of a quantity during training: layers (input on top) against steps.
 
-    Colors are means over seeds.  Zeros are black and missing records are gray; a legend explains these two colors.
+    Values are means over seeds.  Zeros are black and missing records are gray; a legend explains these two colors.
 
     Arguments:
         data: A `gradscope.Monitor`, its frame, or a list of these (networks that differ in their seeds).
@@ -136,7 +136,7 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
     Lines are geometric means over seeds.  Bands are one standard deviation of log10 between seeds, or with one seed the
     95 % interval.  Colors run through the color map from the input to the output, and the name of a layer stands at the
     right end of its line.  If there are many layers, every n-th is named.  Where the quantity is zero, the line has a
-    gap, and the name is followed by "(zero at times)".  Beyond 1e200, the axis shows log10 of the quantity.
+    gap, and the name is followed by "(zero at times)".  For values beyond 1e200 or below 1e-200, the axis shows log10.
 
     Arguments and errors are those of `evolution`.
 
@@ -183,10 +183,10 @@ def learning(metrics: Any, quantity: str, *, hue: str | None = None, ax: Axes | 
     """Axes with a training metric against steps: the mean over seeds, with bands of one standard deviation.
 
     Arguments:
-        metrics: A frame, or a dict from names of networks to frames, with the column ``step`` and the columns named by
-            ``quantity`` (null if not recorded) and by ``hue``.
-        quantity: Such as "train_loss".
-        hue: The column that determines the color; by default the column of text that varies, such as ``model``.
+        metrics: A frame, or a dict from names of networks to frames.  Its columns are ``step``, the one named by
+            ``quantity`` (null where not recorded), and the one named by ``hue``.
+        quantity: The metric, such as "train_loss".
+        hue: The column that determines the color; by default the text column whose values vary, such as ``model``.
         ax: Where to draw; a new figure by default.
 
     Raises:

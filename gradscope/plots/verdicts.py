@@ -34,12 +34,12 @@ RATES = "gradscope.growth: columns rate, rate_low, rate_high and verdict, one ro
 def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
     """Axes with measured growth rates of GSC and their 95 % intervals against 1 / width.
 
-    If mean-field rates are given, they are drawn as stars at infinite width.
+    Mean-field rates, if given, are stars at infinite width, and dashed lines.
 
     Arguments:
         data: A frame with one row per network and the columns ``width``, ``rate``, ``rate_low`` and ``rate_high``, and
-            optionally ``theory``, the mean-field rate.  Without ``rate``, a tidy frame of GSC with the column
-            ``width``, from which the rates are computed.
+            optionally ``theory``, the mean-field rate.  Or a tidy frame of GSC with the column ``width``, from which
+            the rates are computed.
         hue: The column that determines the color of a curve.
         ax: Where to draw; a new figure by default.
 
@@ -93,10 +93,10 @@ def rates(data: Any, *, ax: Axes | None = None) -> Axes:
     shrinks.
 
     Arguments:
-        data: A `gradscope.Growth`, or a dict from names of networks to these.  Or anything that `profile` draws; growth
-            is then computed.  Or a frame with one row per network and the columns ``network``, ``rate``, ``rate_low``,
-            ``rate_high`` and ``verdict``, as in `gradscope.Growth`.  The column ``theory``, the mean-field rate, is
-            optional and may have nulls.
+        data: A `gradscope.Growth`, or a dict from names of networks to growths.  Or anything that `profile` draws, from
+            which growth is computed.  Or a frame with one row per network and the columns ``network``, ``rate``,
+            ``rate_low``, ``rate_high`` and ``verdict``, as in `gradscope.Growth`.  An optional column ``theory`` holds
+            mean-field rates or nulls.
         ax: Where to draw; a new figure by default.
 
     >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}
