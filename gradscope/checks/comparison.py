@@ -35,11 +35,11 @@ class Comparison:
     execution order.  ``weight_variances``, ``nominal``: measured and expected sigma_w^2 = fan_in Var(W) of each weight
     W.  There are three z-scores per layer, NaN where a test does not apply:
 
-    - ``z_length``: of the mean square of the pre-activations.  Theory predicts it from the mean square measured in the
-      layer before, so a wrong layer does not change the z-scores of later layers.
-    - ``z_growth``: of the increment of ln GSC across the layer.  Theory predicts it at the measured mean square.  The
-      unit is a robust standard deviation of all deviations (`gradscope.checks.levels.scale`).
-    - ``z_weight``: of the logarithm of measured divided by expected weight variance.
+    - ``z_length`` compares the mean square of the pre-activations with theory.  Theory predicts it from the mean square
+      measured in the layer before, so a wrong layer does not change the z-scores of later layers.
+    - ``z_growth`` compares the increment of ln GSC across the layer with theory at the measured mean square.  The unit
+      is a robust standard deviation of all differences (`gradscope.checks.levels.scale`).
+    - ``z_weight`` compares the logarithms of the measured and the expected weight variance.
 
     >>> import torch
     >>> import gradscope as gs

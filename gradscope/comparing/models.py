@@ -132,7 +132,7 @@ def compare_models(
     """Return profiles, growth rates and verdicts of several models, each over several random initializations.
 
     Arguments:
-        models: Name -> a function without arguments that builds the model, such as a class or a lambda.
+        models: A dict from names to functions without arguments that build the model, such as a class or a lambda.
         data: As for `gradscope.gsc`, and used for all networks, so it must not be an iterator.
         seeds: Number n of networks per model, which get the seeds 0 to n - 1; or a list of seeds.
         margin: As for `gradscope.growth`.

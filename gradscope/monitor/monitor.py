@@ -70,7 +70,7 @@ class Monitor:
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue, with records without the non-finite numbers.
         check_every: Steps between two checks of losses and gradients.  Default: 1 on a CPU.  On other devices, where a
             check must wait for the device, losses and gradients are checked at records and at least every 50 steps.
-        save_to: Folder for the file ``nonfinite.pt`` with batch and model state, written if a number is not finite.
+        save_to: Folder for the file ``nonfinite.pt``: batch and model state, if a loss or gradient is not finite.
         report: Called with the frame of each record as soon as the record is taken; its errors stop the training.
         sinks: Trackers that receive each record, as for `gradscope.sinks.Sinks`: ``gs.sinks.TensorBoard(folder)``,
             ``gs.sinks.MLflow(folder)``, a run of wandb or trackio.  A sink that fails only causes a warning.
@@ -166,8 +166,8 @@ class Monitor:
     def record(self) -> None:
         """Record everything now, regardless of schedule and budget, for example at the end of training.
 
-        Non-finite values only cause a warning here, because training is over.  There is at most one record per step, so
-        nothing happens if this step already has one.
+        Non-finite values only cause a warning here.  There is at most one record per step, so nothing happens if this
+        step already has one.
         """
         if self.steps > self._recorded:
             self._record(self.steps, GSC, strict=False)

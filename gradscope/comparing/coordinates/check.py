@@ -200,7 +200,7 @@ def coordinate_check(
         layers: Layers to measure, as for `gradscope.gsc`.  Default for widths: the output and every module that
             holds parameters.  Default for depths: the units, such as residual blocks.
         margin: Largest distance from the expected exponent that counts as agreement, doubled for GSC, which is a
-            square.  Predicted exponents are multiples of 1/2; the default 1/4 separates neighboring ones.
+            square.  Predicted exponents are multiples of 1/2, so the default 1/4 is half the distance between two.
         probes: Number of random probes for each GSC.
         progress: Called with one line of text after each seed.
 
@@ -215,7 +215,7 @@ def coordinate_check(
     Raises:
         ValueError: There are too few sizes or seeds, the factory ignores the size or the seed, layers have different
             names at different widths, the optimizer lacks a parameter, or a number is NaN or Inf.
-        TypeError: The factory cannot be called in this way, or returns something else.
+        TypeError: The factory does not accept the sizes, or returns something else.
 
     Cost: per network, ``steps + 1`` training steps and as many calls of `gradscope.gsc` with few probes.
 

@@ -101,7 +101,7 @@ def check_norm(
     max_norm: Positive | None = None,
     rtol: Level | None = None,
 ) -> NormCheck:
-    """Return whether a logged gradient norm is the global norm |g| of the gradient in ``.grad``, or which other norm.
+    """Return which norm a logged number is: the global norm |g| of the gradient g in ``.grad``, or another one.
 
     Call `check_norm` after ``backward()``, before the gradient is clipped or set to zero.  To check the number that
     ``clip_grad_norm_`` returns, first call this function with an infinite bound, which clips nothing (see the example).
@@ -117,10 +117,11 @@ def check_norm(
       divided by the root of this number.
     - "clipped": |g| after clipping to ``max_norm``.
     - "loss scale": |g| times or divided by the scale of ``scaler``.
-    - "another norm": |g|^2; the largest entry, the sum of absolute values or the root mean square of g; the largest
-      norm of a parameter, and the sum, mean or root mean square of these norms; the sum, mean or root of summed squares
-      of the norms of all processes; |g| with tied parameters counted twice; or the norm of some parameters: those of
-      one module or of all others, matrices and larger tensors, vectors and numbers, or those not frozen.
+    - "another norm", with one of these descriptions.  Of g: |g|^2, the largest entry, the sum of absolute values, or
+      the root mean square.  Of the norms of single parameters: largest, sum, mean, or root mean square.  Of the norms
+      in single processes: sum, mean, or root of the summed squares.  |g| with tied parameters counted twice.  The norm
+      of some parameters: those in one module, all others, matrices and larger tensors, vectors and numbers, or those
+      not frozen.
 
     Arguments:
         model: Any module with gradients, also wrapped or sharded.
