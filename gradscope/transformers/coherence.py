@@ -181,8 +181,8 @@ class Coherence:
 
         This is the coherence of the population from which the samples were drawn independently.  The interval uses the
         sum of the variances due to probes and samples, and the quantile of Student's t.  It is symmetric in
-        ln(1 - coherence), and clipped to [0, 1].  Both ends are NaN if an error is unknown or for fewer than ten
-        samples.
+        ln(1 - coherence); in the coherence itself if this is less than one standard error below 1.  It is clipped to
+        [0, 1].  Both ends are NaN if an error is unknown or for fewer than ten samples.
         """
         error, gap = self._stderr, 1 - self.values
         margin = special.stdtrit(self._freedom, 0.5 + level / 2) * error

@@ -64,10 +64,10 @@ def repair(
     treated as a part of the unit before it.
 
     One factor cannot set both local GSC and length, so local GSC comes first.  If a factor between 1/1024 and 1024
-    brings it to its goal, this factor is chosen.  Otherwise, all factors qualify that bring it as near to its goal as
-    possible, or miss this by at most half the ``margin``.  Of these, the factor with the best length is chosen.  For
-    example, no factor changes local GSC in a ReLU network without biases, so the length alone decides.  This gives the
-    initialization of He.
+    brings it to its goal, this factor is chosen.  Otherwise, all factors qualify that bring it to within half the
+    ``margin`` of the best possible value.  Of these, the factor with the best length is chosen.  For example, no factor
+    changes local GSC in a ReLU network without biases.  The length alone then decides, which gives the initialization
+    of He.
 
     Arguments:
         model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
