@@ -65,7 +65,7 @@ class Monitor:
         max_overhead: Largest extra time for measuring, as a fraction of the training time so far; a scheduled record
             that would exceed this limit is skipped, and one warning at the end says how many.  None: no limit.
         total_steps: Number of steps of the whole run, if known.  Then 20 records, spread over the run, are taken even
-            beyond ``max_overhead``.  If unknown: the first 20, and later one before 1/6 of the steps pass without any.
+            beyond ``max_overhead``.  If unknown: the first 20, and one if a gap would exceed 1/6 of the steps so far.
         loss_fn: ``(output, labels) -> losses``, used to locate non-finite numbers in the batch that `step` receives.
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue, with records without the non-finite numbers.
         check_every: Steps between two checks of losses and gradients.  Default: 1 on a CPU.  On other devices, where a
