@@ -47,8 +47,8 @@ class CoordinateCheck:
       optimizer steps so far) and ``role`` (see `gradscope.comparing.coordinates.parametrizations.expected`).
     - ``exponents``: one row per axis, layer, quantity and step, in the order in which a training step computes them.
       Columns: ``exponent``, ``stderr``, ``low`` and ``high`` (95 % interval over seeds), ``zero`` (whether the quantity
-      is zero in all networks), ``expected``, and ``verdict`` ("agrees", "differs" or "undecided").  The verdict is
-      empty without a prediction, and for zeros.  Exception: a layer "differs" if it is unchanged after the last step.
+      is zero in all networks), ``expected``, and ``verdict`` ("agrees", "differs" or "undecided").  The verdict is ""
+      without a prediction, or if ``zero``.  Exception: a layer "differs" if it is unchanged after the last step.
     - ``optimizer``: class of the optimizer, or None.
     - ``parametrization``, ``margin``, ``seeds``, ``steps``: the arguments.
 

@@ -86,7 +86,7 @@ def expected(
     aligned terms add up to n^(1/2).  Adam changes each weight by the learning rate, so n aligned terms add up to n.
     Later steps depend on the learning rate, so there is no prediction.
 
-    **depth-mu-P** is mu-P against width.  Against depth L it is
+    **depth-mu-P** is the same as mu-P against width.  Against depth L:
 
     ============  ============  ======  ======  =====
     quantity      step          output  stream  early
