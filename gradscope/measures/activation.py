@@ -88,8 +88,8 @@ class Kurtosis(Blockwise, quantity="kurtosis", of=PREACTIVATIONS):
     """Kurtosis of the pre-activations h_bn of sample b and neuron n, after the mean over b is subtracted.
 
     It is mean(d^4) / mean(d^2)^2 with d_bn = h_bn - mean_b h_bn; both means are over samples and neurons.  The value is
-    3 if all neurons are Gaussian with the same variance, larger if tails are heavy or neurons differ in scale, and 0 if
-    no pre-activation varies over the batch.  The standard error is unknown (None), because it depends on eighth
+    3 if all neurons are Gaussian with the same variance, and larger if tails are heavy or neurons differ in scale.  It
+    is 0 if no pre-activation varies over the batch.  The standard error is unknown (None), because it depends on eighth
     moments, which one batch cannot show.
 
     >>> round(Kurtosis()(torch.tensor([[0.0], [2.0]])).value, 6)

@@ -34,9 +34,13 @@ from gradscope.memory import Later, together
 class Measure(Protocol):
     """Protocol of a statistic of a layer: a pure function with the attributes ``quantity`` (name) and ``of`` (input).
 
-    ``quantity`` is the name of the statistic in frames.  ``of`` says what the function receives: ``"preactivations"``
-    or ``"slopes"`` (the derivatives of the nonlinearity at the pre-activations), tensors (B, ...); ``"responses"``, the
-    pair of pre-activations and outputs of the nonlinearity; or ``"gradients"``, a `gradscope.measures.LayerGradient`.
+    ``quantity`` is the name of the statistic in frames.  ``of`` says what the function receives:
+
+    - ``"preactivations"``: the inputs of the nonlinearity, a tensor (B, ...).
+    - ``"slopes"``: the derivatives of the nonlinearity at the pre-activations, a tensor (B, ...).
+    - ``"responses"``: the pair of pre-activations and outputs of the nonlinearity.
+    - ``"gradients"``: a `gradscope.measures.LayerGradient`.
+
     A statistic that can be negative also sets ``signed = True``.  On a GPU, each conversion to a Python number costs a
     synchronization with the device.  Subclasses of `gradscope.measures.samples.Statistic` share one synchronization.
 

@@ -79,10 +79,10 @@ class Monitor:
     spreads the error.  If this pass finds no fault, a non-finite gradient only causes a warning, because a gradient
     scaler may skip the update.
 
-    These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights with 10 times their norm
-    at the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, updates of a layer that differ from those
-    of similar layers by a factor of 1.5, an output of zero, growing attention logits above 100, and heads whose
-    relative entropy falls from 0.2 to below 0.02.  Warnings come once per layer; ``alarms.fired`` lists them.
+    A `MonitorWarning` is given once per layer, and listed in ``alarms.fired``, for a loss above 5 times the recent
+    median, or an output of zero.  Layers: GSC above 10^6 or below 10^-6, weights of 10 times their norm at the start,
+    90 % dead units, or updates that differ from those of similar layers by a factor of 1.5.  Attention heads: growing
+    logits above 100, or a relative entropy that falls from 0.2 to below 0.02.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed``, also if the model is sharded, all ranks pass the same

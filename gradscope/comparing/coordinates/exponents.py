@@ -9,6 +9,7 @@ Verdicts compare the interval with the prediction plus and minus a margin (doubl
 "differs": the interval lies outside, also after Bonferroni's correction for all predicted exponents.  Otherwise
 "undecided".
 """
+
 from __future__ import annotations
 
 import math

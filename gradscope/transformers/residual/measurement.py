@@ -165,10 +165,10 @@ def residual(
 ) -> Residual:
     """Return what is added to the residual stream at each sum x + f(x), and the gradient through skip and branch.
 
-    A sum of two tensors of one shape is a residual addition if one of them (the write f) is computed from a tensor x,
-    and the other one (the skip) is x or a simple function of x.  There are three kinds of skips: x itself ("identity"),
-    x times a number or parameter ("scaled"), and x after linear or normalizing layers, pooling or slicing
-    ("projection").  Sums are found in the autograd graph of any module.
+    A residual addition is a sum of two tensors of one shape: the write f is computed from a tensor x, and the skip is x
+    or a simple function of x.  A skip is x itself ("identity"), x times a number or parameter ("scaled"), or x after
+    linear or normalizing layers, pooling or slicing ("projection").  Sums are found in the autograd graph of any
+    module.
 
     The quantities of an addition, where x is the skip, and q(z) the mean of z^2 over entries and samples:
 
