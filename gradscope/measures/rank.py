@@ -29,8 +29,8 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
 
     Cost: the inner products of all rows (or of all columns, if there are fewer), and the eigenvalues of their matrix.
     Eigenvalues that spread over more than 8 digits are too inexact.  Then a QR decomposition of the B x neurons matrix
-    is needed, for which `gradscope.measure` runs the forward pass once more.  If the longer side of this matrix is at
-    most 4 times the shorter one, the QR decomposition is computed at once.
+    is needed, for which `gradscope.measure` runs the forward pass once more.  If the longer side is at most 4 times the
+    shorter one, this decomposition is computed at once.
 
     Reference: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality".
 

@@ -178,9 +178,9 @@ def coordinate_check(
 ) -> CoordinateCheck:
     """Return the exponents with which activations, gradients, updates and GSC scale with width or depth, and verdicts.
 
-    A quantity that is proportional to n^b at width n has the exponent b.  A coordinate check trains networks of several
-    widths for a few steps on one batch.  It compares b with what a parametrization predicts: a rule, such as mu-P, for
-    the dependence of initial weights and learning rates on the width.
+    A quantity that is proportional to n^b at width n has the exponent b.  Networks of several widths are trained for a
+    few steps on one batch, and b is compared with the prediction of a parametrization.  This is a rule, such as mu-P,
+    for the dependence of initial weights and learning rates on the width.
 
     Arguments:
         factory: Function called as ``factory(width)``, or with ``depths`` as ``factory(width=..., depth=...)``.
@@ -209,7 +209,7 @@ def coordinate_check(
         this batch and at these sizes (`gradscope.comparing.coordinates.exponents`).  Predictions hold for large widths
         and small changes, so choose large widths, and learning rates at which the first steps change little.
 
-    Before each network is built, torch, Python and numpy are seeded.  Their random states are restored afterwards.  All
+    Before each network is built, torch, Python and numpy are seeded; their random states are restored afterwards.  All
     steps of a network use the same dropout masks.
 
     Raises:

@@ -42,8 +42,7 @@ class Repair:
       outside, otherwise "undecided".
     - ``rms_before``, ``rms``: root mean square of the unit's output.
 
-    ``factors`` is a dict from each parameter that changes to its factor.  ``applied`` says whether the model is changed
-    now.
+    ``factors`` maps the name of each changed parameter to its factor.  ``applied``: whether the model is changed now.
 
     >>> import torch, gradscope as gs
     >>> model = gs.models.MLP(depth=2, width=16, generator=torch.Generator().manual_seed(0))
