@@ -102,13 +102,13 @@ def looks_linear(
 ) -> Tensor:
     """Fill a weight with mirrored orthogonal blocks, which make a ReLU network a linear map at initialization.
 
-    The halves of the features are relu(z) and relu(-z), and their difference is z.  W is drawn by `orthogonal`:
+    The two halves of the features are relu(z) and relu(-z), whose difference is z.  W is drawn by `orthogonal`:
 
         first layer (``mirror_input=False``)        [[W], [-W]]             W is (out / 2, in)
         middle layer                                [[W, -W], [-W, W]]      W is (out / 2, in / 2)
         last layer (``mirror_output=False``)        [[W, -W]]               W is (out, in / 2)
 
-    The last layer, after which there is no ReLU, computes the difference of the halves.
+    The last layer, which no ReLU follows, computes the difference of the halves.
 
     Raises:
         ValueError: The weight is not a matrix, or a mirrored side has an odd number of features.
@@ -138,7 +138,7 @@ def critical(
 ) -> CriticalPoint:  # fmt: skip
     """Initialize linear and convolutional layers so that squared gradients grow by the factor ``chi`` per layer.
 
-    Weights have variance sigma_w^2 / fan_in, with sigma_w^2 of the returned `gradscope.meanfield.CriticalPoint`.
+    Weights get the variance sigma_w^2 / fan_in; the returned `gradscope.meanfield.CriticalPoint` contains sigma_w^2.
 
     Arguments:
         model: Any module with linear or convolutional layers.
@@ -177,8 +177,8 @@ def lsuv(
     """Scale weights until each layer has outputs of variance 1 (LSUV); return the standard deviations by layer name.
 
     First, `orthogonal` fills every linear and convolutional layer.  Then layers are scaled in the order of their first
-    calls.  W <- W / sqrt(v) is repeated until |v - 1| <= ``tolerance``, where v is the variance (1/N) over all entries
-    of the layer's output.  Biases do not change.
+    calls.  W is divided by sqrt(v) until |v - 1| <= ``tolerance``, where v is the variance of all N entries of the
+    layer's output (divided by N).  Biases do not change.
 
     Arguments:
         model: Any module; its buffers, its mode and the random state are left unchanged.
@@ -190,7 +190,7 @@ def lsuv(
     Cost: one forward pass, and one evaluation of a layer per division.
 
     Raises:
-        ValueError: No linear or convolutional layer, or one layer's variance is not 1 after ``max_rounds`` divisions.
+        ValueError: There is no linear or convolutional layer, or a variance is not 1 after ``max_rounds`` divisions.
 
     Reference: Mishkin and Matas (2016), "All you need is a good init", arXiv:1511.06422.
 
@@ -251,8 +251,8 @@ def weighted(model: nn.Module) -> dict[str, Weighted]:
 def auto(activation: str) -> Initializer:
     """Return the usual initializer for an activation: `he` for ReLU and its relatives, otherwise `lecun`.
 
-    The table gives the mean square after one wide layer without normalization, for an input of mean square 1:
-    E[phi(sqrt(variance * fan_in) z)^2] with z standard normal.
+    The table gives the mean square after one wide layer without normalization, for an input of mean square 1.  It is
+    E[phi(sqrt(variance * fan_in) z)^2], where variance is that of a weight, and z is standard normal.
 
     activation  init   mean square
     ----------  -----  -----------

@@ -45,26 +45,21 @@ def compare(
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Comparison:
-    """Return which layers of an initialized network deviate from similar layers or from theory, and in what.
+    """Return which layers of an initialized network deviate from similar layers or from mean-field theory, and how.
 
-    Layers are compared in two ways:
+    Layers are compared in two ways.  Thresholds are corrected for the number of layers.
 
-    - With their *siblings*, which are layers or blocks of the same class and shape; at least four are needed.  Modules
-      and parameters are compared.  So are statistics of the output of a layer f_i on its input x_i, with those of the
-      outputs f_j(x_i) of its siblings f_j on the same input.
-    - With mean-field theory, in perceptrons.
-
-    The thresholds take into account that all layers of a network are tested.
-
-    The z-scores of theory assume that the mean square over n neurons is chi-square distributed, with n / c degrees of
-    freedom.  Here c is the mean squared cosine between samples.  Theory does not hold for batch normalization with a
-    batch larger than half the width; a warning says so.
+    - With their *siblings*: layers or blocks of the same class and shape, at least four.  Modules inside and sizes of
+      parameters are compared, and statistics of the outputs.  To compare outputs, the siblings f_j of a layer f_i run
+      on the input x_i of f_i, so a wrong layer does not make later layers look wrong.
+    - With mean-field theory, if the network is a perceptron.  The z-scores assume that the mean square over n neurons
+      is chi-square distributed, with n / c degrees of freedom, where c is the mean squared cosine between samples.
+      Theory does not hold for batch normalization with a batch larger than half the width; a warning says so.
 
     Arguments:
         model: Any module.  Its weights should be as drawn: training makes layers different.
         data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.
-        expected: How the layers should be built.  By default, the majority of the layers is right.  A mapping with any
-            of these keys:
+        expected: How the layers should be built.  Default: as most of them are.  A mapping with any of these keys:
             "activation", "normalization": a class, or a name such as "tanh", "layer" or "none"; see
             `gradscope.checks.expectations.unexpected`.
             "initialization": sigma_w^2 = fan_in Var(W) of all weights before a nonlinearity, for networks that theory
@@ -77,9 +72,9 @@ def compare(
     the cost of `gradscope.gsc` is added.
 
     Raises:
-        UnreadableError: Theory does not cover the network, and an initialization is expected or too few layers are of
-            one kind.  The message names the unsupported part.
-        ValueError: ``expected`` has none of these keys or values.
+        UnreadableError: Theory does not cover the network, although ``expected`` has an "initialization" or no four
+            layers are siblings.  The message names the unsupported part.
+        ValueError: ``expected`` has another key or value, or ``prediction`` does not fit the network.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
 

@@ -25,22 +25,21 @@ MOST_NAMED = 4  # layers that the text names, and deviations of each
 class Comparison:
     """Deviations of layers from similar layers of the network and from mean-field theory; made by `gradscope.compare`.
 
-    - ``deviations``: the layers that deviate and what is wrong with them, the strongest deviation first; see
-      `gradscope.checks.siblings.Deviation`.
+    - ``deviations``: deviations of layers, the strongest first; see `gradscope.checks.siblings.Deviation`.
     - ``judged``: layers that were compared with similar layers (siblings).
     - ``unreadable``: why theory does not cover the network, or "".
     - ``band``: if `compare` got a ``prediction``, measured and predicted log10 GSC by layer, with the ends of the band.
 
-    The other fields hold the comparison with theory.  They are None or empty if there is none.  ``profile``: the
-    measured GSC.  ``prediction``: theory for the expected initialization.  ``layers``: names in execution order.
-    ``weight_variances``, ``nominal``: measured and expected sigma_w^2 = fan_in Var(W) of each weight W.  There are
-    three z-scores per layer, NaN where a test does not apply:
+    The other fields hold the comparison with theory.  They are None or empty if theory does not cover the network.
+    ``profile``: the measured GSC.  ``prediction``: theory for the expected initialization.  ``layers``: names in
+    execution order.  ``weight_variances``, ``nominal``: measured and expected sigma_w^2 = fan_in Var(W) of each weight
+    W.  There are three z-scores per layer, NaN where a test does not apply:
 
-    - ``z_length``: deviation of the mean square of the pre-activations.  Theory predicts this mean square from the one
-      measured in the layer before.  So a wrong layer does not change the z-scores of later layers.
-    - ``z_growth``: deviation of the increment of ln GSC across the layer from theory at the measured mean square.  The
-      unit is a robust standard deviation of all increments (`gradscope.checks.levels.scale`).
-    - ``z_weight``: deviation of the logarithm of the weight variance from that of the expected variance.
+    - ``z_length`` compares the mean square of the pre-activations with theory.  Theory predicts it from the mean square
+      measured in the layer before, so a wrong layer does not change the z-scores of later layers.
+    - ``z_growth`` compares the increment of ln GSC across the layer with theory at the measured mean square.  The unit
+      is a robust standard deviation of all differences (`gradscope.checks.levels.scale`).
+    - ``z_weight`` compares the logarithms of the measured and the expected weight variance.
 
     >>> import torch
     >>> import gradscope as gs
@@ -66,15 +65,15 @@ class Comparison:
 
     @property
     def first_deviation(self) -> str | None:
-        """Name of the layer with the most conspicuous deviation, or None.  It need not be the first one in depth."""
+        """Name of the layer with the strongest deviation, or None; first in ``deviations``, not in execution order."""
         return self.deviations[0].layer if self.deviations else None
 
     @property
     def first_weight_outlier(self) -> str | None:
         """Name of the first layer whose weights do not have the expected variance, or None.
 
-        The result is also None if there is no theory, because nothing is then expected.  GSC does not show a wrong
-        weight variance before a normalization or a homogeneous activation such as ReLU.
+        It is also None if theory does not cover the network.  GSC does not show a wrong weight variance before a
+        normalization or a homogeneous activation such as ReLU; this property does.
         """
         beyond = np.flatnonzero(np.abs(np.nan_to_num(self.z_weight)) > self.limit())
         return self.layers[beyond[0]] if len(beyond) else None
@@ -82,7 +81,7 @@ class Comparison:
     def limit(self, growth: bool = False) -> float:
         """Return the threshold of |z_length| and |z_weight| above which a layer deviates; with ``growth``, |z_growth|.
 
-        The limit takes into account that all layers and all three z-scores are tested.
+        It is corrected (Bonferroni) for the number of layers and z-scores that are tested.
         """
         tests = [int(np.isfinite(z).sum()) for z in (self.z_length, self.z_growth, self.z_weight)]
         return limit(max(sum(tests), 1), freedom(tests[1]) if growth else np.inf)
@@ -90,8 +89,8 @@ class Comparison:
     def to_frame(self) -> pd.DataFrame:
         """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores.
 
-        The column ``deviation`` holds the strongest deviation of the layer, or "".  Without a theory, ``layer`` and
-        ``deviation`` are the only columns.  If there is a ``band``, the result is ``band`` with this column added.
+        The column ``deviation`` describes the strongest deviation of the layer, or is "".  If theory does not cover the
+        network, only ``layer`` and ``deviation`` exist.  If there is a ``band``, ``deviation`` is added to it.
         """
         texts: dict[str, str] = {}
         for deviation in self.deviations:

@@ -23,9 +23,10 @@ NONE = ("none", "linear")
 def unexpected(segments: Sequence[Segment], expected: Mapping[str, Any]) -> list[Deviation]:
     """Return the segments that do not run the expected activation or normalization.
 
-    An expectation is a module class, or the name of one in any case, without underscores: "leaky_relu".  "batch",
-    "layer", "group", "instance" and "rms" stand for all classes that begin like this.  "none" forbids all classes that
-    torch.nn has for this purpose.  The last layer is not judged if no four layers are of one kind.
+    An expectation is a module class, or its name.  Upper case and underscores do not matter, as in "leaky_relu".
+    "batch", "layer", "group", "instance" and "rms" stand for all normalizations whose names begin with this word.
+    "none" forbids all activations or normalizations of torch.nn.  If no four layers are of one kind, the last layer is
+    not compared.
 
     Raises:
         ValueError: An expectation is neither a class nor a name, or no layer runs a module that could fulfill it.

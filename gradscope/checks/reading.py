@@ -33,7 +33,7 @@ REPRODUCED = 1e-3  # largest relative difference between a recorded layer and on
 
 
 class UnreadableError(ValueError):
-    """Raised if the theory does not cover the network; the message names the unsupported part.
+    """Raised if mean-field theory does not cover the network; the message names the unsupported part.
 
     >>> import torch
     >>> import gradscope as gs

@@ -13,7 +13,7 @@ PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
 @dataclass(frozen=True)
 class Check:
-    """One test: ``name``, ``status`` ("passed", "FAILED" or "skipped") and ``detail``, which names a faulty layer."""
+    """One test: ``name``, ``status`` ("passed", "FAILED" or "skipped"), and ``detail``, such as the faulty layer."""
 
     name: str
     status: str

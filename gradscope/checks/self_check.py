@@ -42,13 +42,14 @@ def check(
     - "adjoint": <v, J u> = <J^T v, u> for the Jacobian J between neighboring layers and random vectors u and v.  J u is
       computed by double differentiation.
     - "finite differences": if the input moves a little in a random direction, layers change as their Jacobians predict.
-    - "independence": if samples count as independent, changing one sample does not change others.
-    - "probes": GSC from random probes agrees with exact GSC within the standard errors.
+    - "independence": if the graph shows that samples are independent, changing one sample does not change others.
+    - "probes": GSC from random probes is within 5 standard errors of exact GSC.
     - "determinism": two captures record the same activations.
     - "left alone": measuring changes no parameter, buffer, gradient, training mode or random state.
 
     Arguments:
-        model, data, forward, loss_fn: As for `gradscope.gsc`, one small batch in float64 (float32 tolerances are wide).
+        model, data, forward, loss_fn: As for `gradscope.gsc`, with one small batch.  Prefer float64, because tolerances
+            for float32 are wide and may hide a mistake.
 
     Cost: about a hundred forward and backward passes.
 

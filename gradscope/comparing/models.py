@@ -1,9 +1,8 @@
 """`compare_models({name: factory}, data)`: profiles and growth of several architectures, each over several seeds.
 
 Estimators, for a model with networks i = 1 .. n: the rate is that of `gradscope.growth` over the networks; the total is
-the mean of log10 GSC of the first row, with Student's t over the networks.  Two models a and b differ if the interval
-of the mean of ln rate_i(a) minus that of ln rate_i(b) excludes 0: Welch's t with Bonferroni's correction, so that all
-intervals together hold with probability 95 %.
+the mean of log10 GSC of the first row, with Student's t over the networks.  Two models differ if the interval of the
+difference of their means of ln rate_i excludes 0: Welch's t with Bonferroni's correction for the number of pairs.
 
 Cost: one `gradscope.gsc` per network.
 """
@@ -44,14 +43,15 @@ HEADER = ("model", "rate per layer (95 %)", "verdict", "log10 total (95 %)", "ne
 class ModelComparison:
     """Growth of GSC in several models, each over several seeds; made by `gradscope.compare_models`.
 
-    ``frame``: tidy frame of all profiles, with the additional columns ``model`` and ``seed``.
-    ``table``: one row per model: ``model``, ``rate``, ``rate_low``, ``rate_high`` (95 % interval per layer, NaN if
-    there is no rate), ``verdict`` (of `gradscope.Growth`, or "no rate"), ``total`` (log10 GSC from the first row to the
-    target, mean over networks), ``total_low``, ``total_high`` (95 % interval of this mean; NaN if unknown), and
-    ``networks`` (different networks that were measured).
-    ``differences``: one row per pair of models with at least two networks each: ``model``, ``other``, ``ratio`` of
-    their rates, ``low``, ``high``, ``differ``.  The intervals hold together with probability 95 %.
-    ``remarks``: sentences on models without a rate and on seeds that gave equal networks.
+    - ``frame``: tidy frame of the profiles of all networks, with the additional columns ``model`` and ``seed``.
+    - ``table``: one row per model.  ``rate``, ``rate_low`` and ``rate_high`` are the growth rate per layer and its 95 %
+      interval; NaN without a rate.  ``verdict`` is that of `gradscope.Growth`, or "no rate".  ``total``, ``total_low``
+      and ``total_high`` are log10 GSC of the first layer, as a mean over networks, and its 95 % interval; NaN if
+      unknown.  ``networks`` is the number of different networks.
+    - ``differences``: one row per pair of models that have a rate and at least two networks each.  ``ratio`` is the
+      rate of ``model`` divided by that of ``other``, with the interval ``low`` to ``high``; ``differ`` says whether it
+      excludes 1.  With probability 95 %, all these intervals contain their true ratios.
+    - ``remarks``: sentences on models without a rate and on seeds that gave equal networks.
 
     >>> import torch
     >>> import gradscope as gs
@@ -67,7 +67,7 @@ class ModelComparison:
     remarks: tuple[str, ...]
 
     def plot(self, *, ax: Any = None) -> Any:
-        """Return Axes with log10 GSC of each model, mean and standard deviation over networks; labels hold verdicts."""
+        """Return Axes with log10 GSC of each model: mean and standard deviation over networks, and verdicts."""
         from gradscope import plots
 
         notes: dict[tuple[str, ...], str] = {(row["model"],): row["verdict"] for row in self.table.to_dict("records")}
@@ -132,19 +132,19 @@ def compare_models(
     """Return profiles, growth rates and verdicts of several models, each over several random initializations.
 
     Arguments:
-        models: Name -> a function without arguments that builds the model, such as a class or a lambda.
-        data: As for `gradscope.gsc`, the same for all networks; no iterator, which only the first network could read.
-        seeds: Number of networks per model (seeds 0, 1, and so on), or the seeds.
+        models: A dict from names to functions without arguments that build the model, such as a class or a lambda.
+        data: As for `gradscope.gsc`, and used for all networks, so it must not be an iterator.
+        seeds: Number n of networks per model, which get the seeds 0 to n - 1; or a list of seeds.
         margin: As for `gradscope.growth`.
-        progress: Called with one line per model.  Default: the line is printed if stderr is a terminal.
-        options: Options of `gradscope.gsc` (forward, layers, loss_fn, ...).  Without ``generator``, the probes of each
-            seed are different.
+        progress: Called with one line of text per model.  Default: lines are printed if stderr is a terminal.
+        options: Options of `gradscope.gsc` (forward, layers, loss_fn, ...).  By default, ``generator`` is seeded with
+            the seed of the network.
 
-    Before each model is built, torch, Python and numpy are seeded; afterwards their random state is as before.  A seed
-    that gives a network equal to an earlier one is not measured again, and ``remarks`` says so.
+    Before each network is built, torch, Python and numpy are seeded.  Their random states are restored afterwards.  If
+    a network equals that of an earlier seed, it is not measured again; a remark says so.
 
     Raises:
-        ValueError: There is no model or no seed, or a network cannot be measured; the message names model and seed.
+        ValueError: Models or seeds are missing, seeds repeat, ``data`` is an iterator, or a network cannot be measured.
         TypeError: A factory does not return a module.
 
     Cost: one `gradscope.gsc` per network.

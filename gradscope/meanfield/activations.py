@@ -40,7 +40,7 @@ class Activation:
 
     @cached_property
     def jumps(self) -> tuple[float, ...]:
-        """Those of the kinks at which phi itself is discontinuous."""
+        """The kinks at which phi itself is discontinuous."""
         return tuple(kink for kink in self.kinks if jumps_at(self.function, kink))
 
 
@@ -99,8 +99,8 @@ def as_activation(given: ActivationLike, kinks: tuple[Finite, ...] = ()) -> Acti
 
     Raises:
         ValueError: The name is unknown; or the callable does not take arrays, is not elementwise, does not return
-            float64, or is not finite on [-8, 7]; or ``kinks`` are given without a callable.  Later, when the derivative
-            is needed at a point where finite differences of different steps disagree, because a kink was not found.
+            float64, or is not finite on [-8, 7]; or ``kinks`` are given without a callable.  The derivative of the
+            result raises ValueError near a kink that was not found, because finite differences are then uncertain.
 
     Cost: 130,000 evaluations of a callable.
 

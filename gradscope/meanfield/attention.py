@@ -81,7 +81,7 @@ class RandomAttention(NamedTuple):
 def critical_score(overlap: Probability) -> float:
     """Critical scale of attention scores, sqrt(2 / (1 - overlap)): above it, a few of infinitely many keys dominate.
 
-    Scores have variance beta^2 ln(keys), and ``overlap`` is that of the tokens, as for `random_attention`.
+    At scale beta, scores have variance beta^2 ln(keys).  ``overlap`` is the cosine of two tokens.
 
     >>> critical_score(0.5)
     2.0
@@ -91,11 +91,11 @@ def critical_score(overlap: Probability) -> float:
 
 @checked
 def random_attention(overlap: Probability, beta: Scores, keys: float = math.inf) -> RandomAttention:
-    """Mean square and overlap of the outputs of attention, if all tokens have equal length and all pairs equal overlap.
+    """Mean square and overlap of the outputs of attention, if tokens have equal lengths and all pairs equal cosines.
 
-    The overlap (cosine) of two tokens is p = ``overlap``.  Scores have variance beta^2 ln(keys), so scores of variance
-    1 have beta = 1 / sqrt(ln(keys)).  A are the attention weights of one query, and A' those of another query of
-    overlap p.  With Y = E[sum A^2] and Y' = E[sum A A'],
+    The cosine (overlap) of two tokens is p = ``overlap``.  Scores have variance beta^2 ln(keys), so scores of variance
+    1 have beta = 1 / sqrt(ln(keys)).  A are the attention weights of one query, and A' those of another query, whose
+    cosine with the first one is p.  With Y = E[sum A^2] and Y' = E[sum A A'],
 
         mean square   p + (1 - p) Y, relative to the values;   overlap   (p + (1 - p) Y') / (p + (1 - p) Y)
 

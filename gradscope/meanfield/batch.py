@@ -30,7 +30,7 @@ from gradscope.meanfield.quadrature import ACCURACY, FloatArray, sphere_pair
 class BatchMoments:
     """Expectations of an activation phi after batch normalization with batch size B; made by `batch_moments`.
 
-    y are the normalized pre-activations of one neuron for the batch.  The expectations are over wide random networks.
+    y is the vector (B,) of normalized pre-activations of one neuron.  Expectations are over wide random networks.
 
     - ``square``: E[phi(y_b)^2] for one sample b.  ``product``: E[phi(y_b) phi(y_c)] for two samples b and c.
     - ``centred``: E Tr[P D G D] / (B - 1).  ``independent``: E Tr[P D^2] / B.  Here D = diag phi'(y), G is the

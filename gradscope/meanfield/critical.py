@@ -40,13 +40,13 @@ class CriticalPoint:
 
 @checked
 def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0, chi: Positive = 1.0) -> CriticalPoint:
-    """Return the weight variance at which squared gradients grow by the factor ``chi`` per layer, for a bias variance.
+    """Return the `CriticalPoint` for a bias variance, where squared gradients grow by the factor ``chi`` per layer.
 
-    The growth factor is chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] for z ~ N(0, 1), at the fixed point q* of the
-    pre-activation variance.
-    So sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a homogeneous activation
-    (ReLU, linear) has a solution at every q*, and the one with q* = 1 is returned.  Without biases, most other
-    activations have a solution only for q* -> 0.  It is sigma_w^2 = chi / phi'(0)^2, and the returned ``length`` is 0.
+    The growth factor is chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] for z ~ N(0, 1), at the fixed point q* of the variance
+    of pre-activations.  So sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a
+    homogeneous activation (ReLU, linear) has a solution at every q*, and the one with q* = 1 is returned.  Without
+    biases, most other activations have only the limit q* -> 0.  There, sigma_w^2 = chi / phi'(0)^2, and the returned
+    ``length`` is 0.
 
     Raises:
         ValueError: ``bias_variance`` is negative, ``chi`` is not positive, the slope is 0, or there is no such point.
@@ -103,9 +103,9 @@ def _steep(phi: Activation, q: float) -> float:
 
 @checked
 def critical_line(activation: ActivationLike, lengths: Row | None = None) -> list[CriticalPoint]:
-    """For each of the given ``lengths``, the weight and bias variances at which gradients neither grow nor shrink.
+    """Return the critical points for given ``lengths``: variances at which gradients neither grow nor shrink.
 
-    At such a `CriticalPoint`, chi_1 = 1, and the given length is the fixed point q*.  A length whose bias variance
+    There, chi_1 = 1.  A length is the fixed point q* of the variance of pre-activations.  A length whose bias variance
     would be negative is left out.  ``lengths`` defaults to 60 values between 1e-4 and 10.
 
     Raises:
@@ -142,9 +142,9 @@ def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance:
 class PhaseDiagram:
     """Growth factors of gradients and lengths of pre-activations on a grid of variances; made by `phase_diagram`.
 
-    ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the
-    variance of pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.
-    It is NaN if the variance of pre-activations grows without bound.
+    ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the variance of
+    pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  The entry
+    is NaN if the variance of pre-activations grows without bound.
 
     >>> phase_diagram("tanh", [1.0, 2.0], [0.1]).length.round(3).tolist()
     [[0.295], [0.815]]
@@ -159,10 +159,10 @@ class PhaseDiagram:
 
 @checked
 def phase_diagram(activation: ActivationLike, weight_variances: Row, bias_variances: Row) -> PhaseDiagram:
-    """Growth factor chi_1 of squared gradients per layer, for all pairs of a weight and a bias variance.
+    """Return the growth factor chi_1 of squared gradients per layer, for all pairs of a weight and a bias variance.
 
     Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).  chi_1 is computed at the fixed point q* of
-    the variance of pre-activations, which is also returned.
+    the variance of pre-activations, which is returned as ``length``.
 
     Cost: about 25 evaluations of `MeanField.length` on the whole grid.
 

@@ -27,8 +27,8 @@ class MeanField:
     """Mean-field theory of one infinitely wide layer h -> W phi(h) + b: variances, correlations and gradients.
 
     Here phi is the activation, and W and b are random.  q is the variance of the pre-activations h of a sample, and c
-    the correlation between the pre-activations of two samples.  z is N(0, 1).  Every method raises ValueError if an
-    expectation E[f] is not known with an error below 1e-8 E[|f|].
+    the correlation between the pre-activations of two samples.  z is a standard normal variable.  Every method raises
+    ValueError if an expectation E[f] is not known with an error below 1e-8 E[|f|].
 
     Arguments:
         activation: A name, a callable on arrays, or an `Activation`.
@@ -90,7 +90,7 @@ class MeanField:
         layer's variance.
 
         Raises:
-            ValueError: The activation jumps.  The slope then has a part that the derivative of phi does not contain.
+            ValueError: The activation jumps; its derivative phi' then does not give the whole slope.
         """
         phi = self.activation
         if phi.jumps:
@@ -160,11 +160,12 @@ class DepthScales:
 
     - ``length``, ``correlation``: fixed points q* of the variance and c* of the correlation of pre-activations.
     - ``chi_1``: growth factor of squared gradients per layer, at the fixed point.
-    - ``chi_c``: factor per layer by which the distance of the correlation from c* grows: the slope, at c*, of the map
-      from the correlation in one layer to that in the next.
+    - ``chi_c``: factor per layer by which the distance of the correlation from c* grows.  It is the slope at c* of the
+      map from the correlation in one layer to that in the next.
     - ``gradient``: -1 / ln chi_1, negative if gradients explode, infinite if chi_1 = 1.
-    - ``correlations``: xi_c = -1 / ln chi_c, the depth over which two inputs stay distinguishable.
-    - ``lengths``: the depth over which the distance from q* shrinks by a factor of e.
+    - ``correlations``: xi_c = -1 / ln chi_c, the depth over which the distance of the correlation from c* shrinks by a
+      factor of e.  Over this depth, two inputs stay distinguishable.
+    - ``lengths``: the depth over which the distance of the variance from q* shrinks by a factor of e.
 
     >>> scales = MeanField("tanh", 1.69, bias_variance=0.09).depth_scales()
     >>> round(scales.length, 3), round(scales.chi_1, 3), round(scales.gradient, 1), round(scales.trainable_depth())

@@ -26,10 +26,10 @@ MOST_SAMPLES = 100_000  # of a batch, because sign diversity is a sum over the b
 class LayerSpec:
     """Description of a layer f_l = phi(norm(W f_{l-1} + b)) or of a residual block, as input of `predict`.
 
-    If ``branch_variance`` is given, it describes the block f_l = ``skip_weight`` f_{l-1} + V phi(norm(W f_{l-1} + b)).
+    With ``branch_variance``, it describes the block f_l = ``skip_weight`` f_{l-1} + V phi(norm(W f_{l-1} + b)).
     Weights have variance ``weight_variance`` / fan_in in W, and ``branch_variance`` / fan_in in V.  For a block without
-    W, f_l = ``skip_weight`` f_{l-1} + V phi(norm(f_{l-1})), set ``weight_variance`` to 1.  Make it with `LayerSpec.of`,
-    which checks the arguments and accepts names of activations.
+    W, f_l = ``skip_weight`` f_{l-1} + V phi(norm(f_{l-1})), set ``weight_variance`` to 1.  Prefer `LayerSpec.of` to the
+    constructor, because it also accepts names of activations.
 
     >>> LayerSpec.of("relu", 2.0, norm="batch").activation.name
     'relu'
@@ -60,8 +60,8 @@ class Prediction:
     """Mean-field predictions for the input and the L layers of a network, as `predict` returns them.
 
     - ``log10_gsc`` (L + 1,): log10 GSC of the input and of each layer with respect to the last layer, for
-      ``reduction="batch"``.
-    - ``mean_square``, ``correlation`` (L + 1,): mean square of an entry, and correlation between samples.
+      ``reduction="batch"`` of `gradscope.gsc`.
+    - ``mean_square``, ``correlation`` (L + 1,): mean square of an entry, and correlation between two samples.
     - ``preactivation_variance`` (L,): variance q of W f + b, before any normalization.
     - ``preactivation_std``, ``sign_diversity`` (L,): statistics of the input of the nonlinearity; see
       `gradscope.measures.PreactivationStd` and `gradscope.measures.SignDiversity`.
@@ -86,8 +86,8 @@ def predict(
 
     Arguments:
         layers: A `LayerSpec` for each layer, from the first to the last.
-        batch_size: Number of samples.  With batch normalization, gradients depend on it, and it must be much smaller
-            than the width.  Otherwise, only ``preactivation_std`` and ``sign_diversity`` depend on it.
+        batch_size: Number of samples.  With batch normalization, gradients depend on this number, which must be much
+            smaller than the width.  Otherwise, only ``preactivation_std`` and ``sign_diversity`` depend on it.
         mean_square: Mean square of an entry of the input.
         correlation: Correlation between two inputs, in [-1, 1].
 

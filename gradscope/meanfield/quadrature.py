@@ -181,8 +181,8 @@ def gaussian(
 ) -> FloatArray:
     """Return the expectation E[function(shift + scale z)] over z ~ N(0, 1), for each entry of ``scale`` and ``shift``.
 
-    ``kinks`` are known points where the function is not smooth.  Other such points are found by bisection, but features
-    narrower than about ``scale`` / 20 must be given.  Cost: about 250 evaluations of a smooth function.
+    ``kinks`` are known points where the function is not smooth.  Other kinks are found by bisection.  Kinks that are
+    closer together than about ``scale`` / 20 must be given.  Cost: about 250 evaluations of a smooth function.
 
     Raises:
         ValueError: The estimated error exceeds 1e-8 E|function|.

@@ -101,7 +101,9 @@ def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
 
 @checked
 def standard_variance(activation: Activation) -> float:
-    """The usual sigma_w^2 = fan_in Var(W) before an activation: 2 (He) for ReLU and its relatives, otherwise 1 (LeCun).
+    """The usual sigma_w^2 = fan_in Var(W) before an activation: 2 (He) for ReLU-like ones, otherwise 1 (LeCun).
+
+    ReLU-like are relu, leaky_relu, elu, gelu and silu.
 
     >>> standard_variance(as_activation("gelu")), standard_variance(as_activation("tanh"))
     (2.0, 1.0)
@@ -130,9 +132,9 @@ def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cos
 
         NLC^2 = prod_l chi_1(q_l) (q_0 - cov_0) / (p_L - cov_L), with chi_1 of `MeanField.chi`
 
-    Inputs have the mean square q_0 = ``q``, and two samples have the given correlation, so cov_0 is their covariance.
-    q_l is the variance of the l-th pre-activation.  p_L is the mean square of the last activation, and cov_L its
-    covariance between two samples.
+    Inputs have the mean square q_0 = ``q``, and cov_0 = ``correlation`` q_0 is the covariance of two inputs.  q_l is
+    the variance of the l-th pre-activation.  p_L is the mean square of the last activation, and cov_L its covariance
+    between two samples.
 
     Raises:
         ValueError: All samples have the same output up to rounding, so NLC is infinite.
@@ -157,11 +159,11 @@ def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cos
 def log_gradient_variance(activation: ActivationLike, width: float, q: Positive = 1.0) -> float:
     """Variance, over random weights, that one layer of finite width adds to the logarithm of a squared gradient.
 
-    The squared gradient is |J^T v|^2, with the Jacobian J of a network with Gaussian weights and a fixed cotangent v.
-    To first order in 1 / n, for width n, the variance is
-    (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.  Let s be the sum of these variances
-    over all layers.  Then ln |J^T v|^2 is normal with variance s and mean ln E |J^T v|^2 - s / 2.  The variance of ln
-    GSC is at most s, because GSC averages over directions and samples.
+    The squared gradient is |J^T v|^2, with the Jacobian J of a network with Gaussian weights and a fixed vector v.  To
+    first order in 1 / n, for width n, the variance is (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer,
+    5 / n for ReLU.  Let s be the sum of these variances over all layers.  Then ln |J^T v|^2 is normal with variance s
+    and mean ln E |J^T v|^2 - s / 2.  The variance of ln GSC is at most s, because GSC averages over directions and
+    samples.
 
     Raises:
         ValueError: ``width`` is below 1.

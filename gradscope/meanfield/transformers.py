@@ -92,8 +92,8 @@ class Transformer:
         overlap: Correlation of the embeddings of two positions: a number, or a (T, T) matrix with ones on its diagonal.
 
     Raises:
-        ValueError: A name is unknown, a number is out of its range, or ``overlap`` is no matrix of correlations.  In
-            predictions also if lengths vanish or overflow, or if attention picks single keys.
+        ValueError: A name is unknown, a number is out of its range, or ``overlap`` is no matrix of correlations.
+            Predictions also raise it if lengths vanish or overflow, or if attention picks single keys.
 
     Cost: about 0.1 s per block for 128 positions.  Memory: about 20 matrices (T, T) per block.
 
@@ -160,9 +160,9 @@ class Transformer:
         """Return a tidy frame of what each branch, such as ``blocks.3.mlp``, adds to the residual stream.
 
         ``stream_rms``, ``stream_overlap``: root mean square of the stream before the addition, and mean correlation of
-        two positions in it.  ``write_rms``, ``write_overlap``: the same for what is added.  ``skip_share``: the
-        fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.  A correlation is
-        left out if there is one position, or if nothing is added.
+        two positions in it.  ``write_rms``, ``write_overlap``: the same for the output of the branch.  ``skip_share``:
+        the fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.  Correlations are
+        left out if there is only one position, and for a branch of weight 0.
 
         >>> Transformer(depth=1, width=512, length=64).ledger()[["layer", "quantity", "value"]].iloc[2:5].round(3)
                         layer       quantity  value
@@ -187,11 +187,11 @@ class Transformer:
         """Return a tidy frame of predicted GSC with respect to the logits, with the layers of `gradscope.models.GPT`.
 
         Layers: ``embedding``, ``blocks.0``, ..., ``norm`` (pre-norm only), ``head``, and branches such as
-        ``blocks.0.mlp``.  ``log10_low`` and ``log10_high`` contain at least 95 % of single networks of this width.
-        They are the ends of ln GSC +- 4 sqrt(sum of (s + g) / width), summed over the branches up to the output.  A
-        branch f(x) contributes the fraction s of |x + f(x)|^2, and the fraction g of the squared gradient.  Networks
-        differ in the inner product of x and f(x) and in the length of f(x).  If all positions vary together,
-        ln |x + f(x)|^2 has variance 4 s / width per branch, and ln of the squared gradient 4 g / width.
+        ``blocks.0.mlp``.  At least 95 % of networks of this width lie between ``log10_low`` and ``log10_high``.  These
+        are the ends of ln GSC +- 4 sqrt(S / width), converted to log10.  S is the sum of s + g over all branches from
+        the layer to the output: a branch f contributes the fraction s of |x + f(x)|^2, and the fraction g of the
+        squared gradient.  Networks differ in the inner product of x and f(x) and in |f(x)|.  If all positions vary
+        together, ln |x + f(x)|^2 has variance 4 s / width per branch, and ln of the squared gradient 4 g / width.
 
         >>> found = Transformer(depth=12, width=512, length=64).gsc()
         >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1]].round(2)

@@ -56,9 +56,9 @@ class PreactivationStd(Blockwise, quantity="preactivation_std", of=PREACTIVATION
 class SignDiversity(Blockwise, quantity="sign_diversity", of=PREACTIVATIONS):
     """Mean over neurons of min(P, N) / (P + N), where P and N count a neuron's positive and negative pre-activations.
 
-    The range is 0 to 0.5.  If the value is low, most neurons receive inputs of only one sign, for which ReLU-like
-    functions are linear.  Zeros have neither sign; a neuron with only zeros has the value 0.  If both signs
-    are equally likely, the expected value is about 1/2 - sqrt(1 / (2 pi B)): 0.460 for batch size B = 100.
+    The range is 0 to 0.5.  If the value is low, most neurons receive inputs of only one sign, for which ReLU is linear.
+    Zeros have neither sign; a neuron with only zeros has the value 0.  If both signs are equally likely, the expected
+    value is about 1/2 - sqrt(1 / (2 pi B)): 0.460 for batch size B = 100.
 
     >>> SignDiversity()(torch.tensor([[1.0, 1.0], [1.0, -1.0]])).value
     0.25
@@ -88,9 +88,9 @@ class Kurtosis(Blockwise, quantity="kurtosis", of=PREACTIVATIONS):
     """Kurtosis of the pre-activations h_bn of sample b and neuron n, after the mean over b is subtracted.
 
     It is mean(d^4) / mean(d^2)^2 with d_bn = h_bn - mean_b h_bn; both means are over samples and neurons.  The value is
-    3 if all neurons are Gaussian with the same variance, larger if tails are heavy or neurons differ in scale, and 0 if
-    no pre-activation varies over the batch.  The standard error is unknown (None): it depends on eighth moments, which
-    cannot be estimated from one batch.
+    3 if all neurons are Gaussian with the same variance, and larger if tails are heavy or neurons differ in scale.  It
+    is 0 if no pre-activation varies over the batch.  The standard error is unknown (None), because it depends on eighth
+    moments, which one batch cannot show.
 
     >>> round(Kurtosis()(torch.tensor([[0.0], [2.0]])).value, 6)
     1.0
@@ -138,8 +138,8 @@ class SampleCosine(Blockwise, quantity="sample_cosine", of=PREACTIVATIONS, signe
 class SaturatedFraction(Blockwise, quantity="saturated_fraction", of=SLOPES):
     """Fraction of pre-activations h where the nonlinearity phi is nearly flat: |phi'(h)| < ``slope``.
 
-    All samples and neurons count.  For ReLU these are the negative pre-activations; for tanh and the default slope of
-    0.05, those with |h| > 2.2.
+    The fraction is over all samples and neurons.  For ReLU, phi is flat where h <= 0; for tanh and the default slope of
+    0.05, where |h| > 2.2.
 
     >>> SaturatedFraction()(torch.tensor([[1.0, 0.01], [0.5, 0.9]])).value
     0.25
@@ -158,7 +158,7 @@ class SaturatedFraction(Blockwise, quantity="saturated_fraction", of=SLOPES):
 
 
 class DeadFraction(Blockwise, quantity="dead_fraction", of=SLOPES):
-    """Fraction of dead neurons: the nonlinearity has slope 0 for every sample of the batch, so no gradient passes.
+    """Fraction of dead neurons: neurons at which the nonlinearity has slope 0 for every sample of the batch.
 
     A larger batch gives a smaller value, so the standard error is unknown (None).
 
@@ -182,8 +182,8 @@ class LinearFitError(Blockwise, quantity="linear_fit_error", of=RESPONSES):
     h_bn is the pre-activation of neuron n for sample b, and a line (a, c) is fitted for each neuron.
 
     The value is 0 if phi is linear or constant over the data, and at most 1.  For h ~ N(0, 1) it is 0.2665 for ReLU and
-    0.0697 for tanh.  This statistic measures near-linearity, which a small `PreactivationStd` or `SignDiversity` only
-    suggests.  Because lines are fitted to the B samples, the value is too small by a factor of about 1 - 1/B.
+    0.0697 for tanh.  It measures near-linearity, which a small `PreactivationStd` or `SignDiversity` only suggests.
+    Because the line is fitted to the B samples themselves, the value is too small, by a factor of about 1 - 1/B.
 
     >>> h = torch.tensor([[-1.0], [0.0], [1.0]])
     >>> round(LinearFitError()((h, h.relu())).value, 6)

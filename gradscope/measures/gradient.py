@@ -91,7 +91,7 @@ def _squares_without_one(square: float, squares: FloatArray, projections: FloatA
 
 
 class GradientNorm(_OfLengths, quantity="gradient_norm", of=GRADIENTS):
-    """Euclidean norm |g| of the gradient g of the mean loss with respect to a layer's parameters.
+    """Euclidean norm |g| of the gradient g of the mean loss with respect to the parameters of a layer.
 
     >>> GradientNorm()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     2.5
@@ -183,8 +183,8 @@ class SignalToNoise(_OfLengths, quantity="signal_to_noise", of=GRADIENTS):
     """Signal-to-noise ratio of a layer's gradient: squared norm of the mean divided by the variance over samples.
 
     It is |g|^2 / V with V = sum_b |g_b - g|^2 / (B - 1), for the gradients g_b of B samples and their mean g.  The
-    value is infinite if all gradients are equal and not 0.  |g|^2 is biased upward by V / B.  Apart from this bias, 1 /
-    value is the simple noise scale of McCandlish et al. (2018), arXiv:1812.06162.
+    value is infinite if all gradients are equal and not 0.  |g|^2 is biased upward by V / B.  Apart from this bias, the
+    simple noise scale of McCandlish et al. (2018), arXiv:1812.06162, is V / |g|^2.
 
     >>> SignalToNoise()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     0.5

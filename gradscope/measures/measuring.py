@@ -34,12 +34,15 @@ from gradscope.memory import Later, together
 class Measure(Protocol):
     """Protocol of a statistic of a layer: a pure function with the attributes ``quantity`` (name) and ``of`` (input).
 
-    ``quantity`` is the name of the statistic in frames.  ``of`` says what the function receives: ``"preactivations"``
-    or ``"slopes"`` (the derivatives of the nonlinearity at the pre-activations), tensors (B, ...); ``"responses"``, the
-    pair of pre-activations and outputs of the nonlinearity; or ``"gradients"``, a `gradscope.measures.LayerGradient`.
+    ``quantity`` is the name of the statistic in frames.  ``of`` says what the function receives:
+
+    - ``"preactivations"``: the inputs of the nonlinearity, a tensor (B, ...).
+    - ``"slopes"``: the derivatives of the nonlinearity at the pre-activations, a tensor (B, ...).
+    - ``"responses"``: the pair of pre-activations and outputs of the nonlinearity.
+    - ``"gradients"``: a `gradscope.measures.LayerGradient`.
+
     A statistic that can be negative also sets ``signed = True``.  On a GPU, each conversion to a Python number costs a
-    synchronization with the device.  `gradscope.measures.samples.Statistic` needs only one synchronization for all
-    statistics.
+    synchronization with the device.  Subclasses of `gradscope.measures.samples.Statistic` share one synchronization.
 
     >>> import torch
     >>> from gradscope import Estimate, Measure
@@ -98,8 +101,8 @@ def measure(
 
     Returns:
         A tidy frame.  Each measure has one row per call of a nonlinearity (a module of torch.nn) or, for gradients, per
-        module that holds parameters.  ``index`` counts these calls or modules from 1.  ``log10_stderr_sample`` is the
-        sampling error over the batch; for statistics that can be negative, ``stderr_sample`` replaces it.
+        module that holds trainable parameters.  ``index`` counts these calls or modules from 1.  The sampling error
+        over the batch is ``log10_stderr_sample``, or ``stderr_sample`` for statistics that can be negative.
 
     Cost: one forward pass.  Gradients need a second forward pass, and one vectorized backward pass per sample.  There
     is one device synchronization, and a second one if an effective rank needs another pass (see `EffectiveRank`).

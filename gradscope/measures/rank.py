@@ -27,10 +27,10 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     The rank is between 1 (all samples are parallel) and min(B, neurons).  A matrix of zeros has rank 0.  The value
     grows with the size of the batch, so its standard error is unknown (None).
 
-    Cost: the matrix of inner products along the longer side, and its eigenvalues.  Eigenvalues that spread over more
-    than 8 digits are too inexact.  Then a QR decomposition of the B x neurons matrix is needed, for which
-    `gradscope.measure` runs the forward pass once more.  If the sides differ by less than a factor of 4, the
-    decomposition is computed at once.
+    Cost: the inner products of all rows (or of all columns, if there are fewer), and the eigenvalues of their matrix.
+    Eigenvalues that spread over more than 8 digits are too inexact.  Then a QR decomposition of the B x neurons matrix
+    is needed, for which `gradscope.measure` runs the forward pass once more.  If the longer side is at most 4 times the
+    shorter one, this decomposition is computed at once.
 
     Reference: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality".
 

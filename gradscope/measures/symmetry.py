@@ -69,14 +69,14 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
     f is the module, and x_b are the images.  T moves images by ``shift``.  T' moves maps by ``shift`` divided by the
     total stride of the module, rounded to whole positions (halves toward zero).  The rounding contributes to the error.
 
-    Only positions that the border does not affect are compared: their field of view contains no padding and no pixels
-    that entered through the shift.  These positions are found by sending NaN through the module.
+    Only positions are compared whose field of view contains neither padding nor pixels that the shift brought in.
+    These positions are found by sending NaN through the module.
 
     Arguments:
         module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); is left unchanged.
         images: (B, C, H, W), at least two.
         shift: (dx, dy) in pixels.
-        circular: Move images and maps circularly and use all positions; zero padding then adds to the error.
+        circular: Move images and maps circularly, and compare all positions.  Zero padding then adds to the error.
 
     Cost: two forward passes of the batch, and five of one enlarged image.
 
@@ -108,8 +108,8 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
 def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
     """Relative change of the outputs when the images are moved.
 
-    It is sqrt(sum_b |f(T x_b) - f(x_b)|^2 / sum_b |f(x_b)|^2) for the model f, images x_b and the shift T.  Compare the
-    result with `contrast`: an output that hardly depends on the image hardly changes with a shift.
+    It is sqrt(sum_b |f(T x_b) - f(x_b)|^2 / sum_b |f(x_b)|^2) for the model f, images x_b and the shift T.  Compare it
+    with `contrast`, because an output that hardly depends on the image also hardly changes when the image moves.
 
     Arguments:
         model: Maps images to outputs of any shape (B, ...); is left unchanged.

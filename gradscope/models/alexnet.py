@@ -83,7 +83,7 @@ class AlexNetB(_AlexNet):
     """Convolutional network for 32 x 32 images, with four 5 x 5 convolutions and two linear layers.
 
     In order: conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10, in the notation of `AlexNetA`, and with
-    padding "same".  Arguments and errors are those of `AlexNetA`.
+    padding "same".  ``num_classes``, ``init``, ``generator`` and errors are as in `AlexNetA`.
 
     >>> [name for name, _ in AlexNetB().named_children()][:4]
     ['conv1', 'relu1', 'pool1', 'conv2']

@@ -126,9 +126,9 @@ class GPT(nn.Module):
         tied: Whether the weight of the head is the token embedding.
         causal: Whether a position attends only to itself and to earlier positions.
         dropout: Probability of dropping an entry of embedding, attention weights and branches.
-        init: lecun, he, xavier, orthogonal; or gpt2, which is Gaussian with standard deviation 0.02 for all weights.
-            Embeddings of tokens and positions are Gaussian with variance 1/2, so that their sum has mean square 1.
-            If ``tied``, they are filled like matrices (width, features) by ``init``.
+        init: gpt2, which is Gaussian with standard deviation 0.02 for all weights and embeddings; or lecun, he, xavier
+            or orthogonal.  With these, embeddings of tokens and positions are Gaussian with variance 1/2, so that their
+            sum has mean square 1.  Exception: if ``tied``, embeddings are filled like weights of linear maps.
         bias: Whether linear maps, except the head, and layer norms have a bias, which starts at zero.
         generator: Source of the random weights; torch's global generator by default.
 

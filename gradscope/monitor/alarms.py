@@ -45,12 +45,12 @@ class MonitorWarning(UserWarning):
 class Alarms:
     """Gives each kind of warning at most once per layer.
 
-    ``first_lengths``: |w| of every layer when it was first monitored.  ``resolution``: smallest |w - w'| / |w| that is
-    not mostly rounding.  ``fired``: (kind, layer, step) of every warning.
-    ``step_sizes``: of their logarithms, by kind and layer: their number, the first one, and their sum.
-    In place of a layer's name, warnings of the kinds "loss jump" and "no loss" have "loss", those of the kinds "zero
-    output" and "no attention" have "network", and those of the kind "nonfinite" have "loss", "gradient" or "probe
-    batch".  Head 3 of a layer is called ``layer:3``.
+    - ``first_lengths``: |w| of the weights w of every layer when it was first monitored.
+    - ``resolution``: smallest relative change |w - w'| / |w| of weights that is not mostly rounding.
+    - ``step_sizes``: by measure and layer, the number, the first one and the sum of the logarithms of changes.
+    - ``fired``: (kind, layer, step) of every warning.  The layer is "loss" for the kinds "loss jump" and "no loss",
+      "network" for "zero output" and "no attention", and "loss", "gradient" or "probe batch" for "nonfinite".  Head 3
+      of a layer is ``layer:3``.
     """
 
     def __init__(self, first_lengths: dict[str, float], resolution: float = 0.0) -> None:

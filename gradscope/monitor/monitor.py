@@ -49,8 +49,8 @@ class Monitor:
                 optimizer.step()
 
     Every record uses the same inputs ``data`` (the probe batch), the same random probes and the same dropout masks, so
-    that records are comparable.  A record contains GSC of every unit (squared convention) and statistics of
-    pre-activations.  It also contains statistics of attention heads (relative entropy, largest logit, weight on the
+    that records are comparable.  A record contains GSC of every unit, such as a block, and statistics of the inputs of
+    nonlinearities.  It also contains statistics of attention heads (relative entropy, largest logit, weight on the
     first key), and of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC is
     measured in the precision of the parameters; statistics of activations follow the ``torch.autocast`` of the caller.
 
@@ -64,13 +64,13 @@ class Monitor:
         attention: Whether to record attention heads.  By default, if the name of a module looks like attention.
         max_overhead: Largest extra time for measuring, as a fraction of the training time so far; a scheduled record
             that would exceed this limit is skipped, and one warning at the end says how many.  None: no limit.
-        total_steps: Number of steps of the whole run, if known.  Then 20 records, spread over these steps, are taken
-            even beyond ``max_overhead``.  If unknown: the first 20, and later one per sixth of the steps so far.
+        total_steps: Number of steps of the whole run, if known.  Then 20 records, spread over the run, are taken even
+            beyond ``max_overhead``.  If unknown: the first 20, and one if a gap would exceed 1/6 of the steps so far.
         loss_fn: ``(output, labels) -> losses``, used to locate non-finite numbers in the batch that `step` receives.
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue, with records without the non-finite numbers.
         check_every: Steps between two checks of losses and gradients.  Default: 1 on a CPU.  On other devices, where a
             check must wait for the device, losses and gradients are checked at records and at least every 50 steps.
-        save_to: Folder for the file ``nonfinite.pt`` with batch and model state, written if a number is not finite.
+        save_to: Folder for the file ``nonfinite.pt``: batch and model state, if a loss or gradient is not finite.
         report: Called with the frame of each record as soon as the record is taken; its errors stop the training.
         sinks: Trackers that receive each record, as for `gradscope.sinks.Sinks`: ``gs.sinks.TensorBoard(folder)``,
             ``gs.sinks.MLflow(folder)``, a run of wandb or trackio.  A sink that fails only causes a warning.
@@ -79,10 +79,10 @@ class Monitor:
     spreads the error.  If this pass finds no fault, a non-finite gradient only causes a warning, because a gradient
     scaler may skip the update.
 
-    These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights with 10 times their norm
-    at the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, updates of a layer 1.5 times as large as
-    those of similar layers, an output of zero, growing attention logits above 100, and heads whose relative entropy
-    falls from 0.2 to below 0.02.  Each warning is given once, and ``alarms.fired`` lists them.
+    A `MonitorWarning` is given once per layer, and listed in ``alarms.fired``, for a loss above 5 times the recent
+    median, or an output of zero.  Layers: GSC above 10^6 or below 10^-6, weights of 10 times their norm at the start,
+    90 % dead units, or updates that differ from those of similar layers by a factor of 1.5.  Attention heads: growing
+    logits above 100, or a relative entropy that falls from 0.2 to below 0.02.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed``, also if the model is sharded, all ranks pass the same
@@ -166,15 +166,15 @@ class Monitor:
     def record(self) -> None:
         """Record everything now, regardless of schedule and budget, for example at the end of training.
 
-        Non-finite values only cause a warning here, because training is over.  There is at most one record per step, so
-        nothing happens if this step already has one.
+        Non-finite values only cause a warning here.  There is at most one record per step, so nothing happens if this
+        step already has one.
         """
         if self.steps > self._recorded:
             self._record(self.steps, GSC, strict=False)
             self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return all records as a tidy frame with the column ``step``; beyond 40 MB, a subset at even distances.
+        """Return all records as a tidy frame with the column ``step``; beyond 40 MB, an evenly spaced subset.
 
         Raises:
             ValueError: Nothing was recorded.
@@ -208,7 +208,7 @@ class Monitor:
         return {"steps": self.steps, "recorded": self._recorded, "alarms": self.alarms.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
-        """Restore the state that `state_dict` returned; ``records`` are the frames that were reported before that."""
+        """Restore the state that `state_dict` returned; ``records`` are the frames that ``report`` had received."""
         check_state(state, self.state_dict())
         lengths = self.alarms.first_lengths
         self.steps, self._recorded, self._records = state["steps"], state["recorded"], Records(records or ())

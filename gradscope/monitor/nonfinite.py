@@ -32,8 +32,8 @@ _DATA = "(data)"  # a name that no module has
 class Fault:
     """The first layer with NaN or Inf; made by `gradscope.first_nonfinite`.
 
-    ``layer``: its name.  ``direction``: where the NaN or Inf arise, "forward", "backward" or "parameters".  ``before``:
-    if True, they arise in code outside any module, and this layer is the first that receives them.
+    ``layer``: its name.  ``direction``: where NaN or Inf arise, "forward", "backward" or "parameters".  ``before``: if
+    True, NaN or Inf arise in code between modules, and this layer is the first module that receives them.
 
     >>> import gradscope as gs
     >>> print(gs.Fault("layers.3", "forward"))
@@ -61,11 +61,11 @@ def first_nonfinite(
     """Return the first layer that produces NaN or Inf in one forward and one backward pass; None if there is no fault.
 
     NaN or Inf are a fault only if the loss, the gradient of a parameter or the gradient of the input depends on them.
-    The layer is returned that comes first in this order: (1) a layer with non-finite parameters; (2) the layer that ran
-    the first operation of the forward pass that makes NaN or Inf from finite numbers; (3) the layer that ran the first
-    operation of the backward pass that makes a non-finite gradient from finite ones.  Intended constants, such as
-    masks of -inf, are a fault only if the loss itself is not finite.  Without ``loss_fn``, the sum of the outputs is
-    the loss.  A fault of ``loss_fn`` has "loss" as its layer.
+    Faults are sought in this order: (1) a layer with non-finite parameters; (2) the layer that ran the first operation
+    of the forward pass that makes NaN or Inf from finite numbers; (3) the layer that ran the first operation of the
+    backward pass that makes a non-finite gradient from finite ones.  Intended constants, such as masks of -inf, are a
+    fault only if the loss itself is not finite.  Without ``loss_fn``, the sum of the outputs is the loss.  A fault in
+    ``loss_fn`` has "loss" as its layer.
 
     Arguments:
         model: Any module; it is left exactly as it was.

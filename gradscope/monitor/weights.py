@@ -26,9 +26,9 @@ class Weights:
     """Statistics of parameters, gradients and updates of every layer that holds trainable parameters.
 
     Let w be a layer's P parameters, g their gradients, and w' the parameters n steps earlier, at the previous record.
-    ``weight_norm`` is |w|, ``gradient_norm`` |g|, ``gradient_rms`` |g| / sqrt(P), ``gradient_to_weight`` |g| / |w|, and
-    ``update_to_weight`` |w - w'| / (n |w|), and ``update_max`` is the largest entry of |w - w'| / n.
-    ``gradient_zero_fraction`` counts zeros in g.  Sums are in float64.
+    ``weight_norm`` is |w|, ``gradient_norm`` |g|, ``gradient_rms`` |g| / sqrt(P), ``gradient_to_weight`` |g| / |w|,
+    ``update_to_weight`` |w - w'| / (n |w|), and ``update_max`` the largest |entry| of (w - w') / n.
+    ``gradient_zero_fraction`` is the fraction of zeros in g.  Sums are in float64.
 
     Layers may be frozen, unfrozen, added or replaced between two records.  If parameters are sharded, every process
     reads its own shards, and the statistics are those of the whole parameters.

@@ -32,7 +32,7 @@ def report_frame(
     """Write one HTML page about the networks of a tidy frame, such as a collected sweep, and return its path.
 
     Arguments:
-        frame: Tidy frame with rows of quantity "gsc".  Column ``network`` names the networks, and ``seed`` their
+        frame: Tidy frame with rows of quantity "gsc".  Column ``network`` holds names of networks, and ``seed`` their
             repetitions.  Without column ``network`` there is one network; without ``seed``, one repetition.  If the
             frame has several steps of training, the last one is shown.
         path: The file to write.

@@ -59,22 +59,22 @@ def report(
 
     The page begins with the verdict on the growth of GSC, the rate with its interval, and advice.  Then follow:
 
-    - GSC of every layer with its interval and mean-field theory, and GSC of all pairs of layers;
+    - GSC of every layer with its interval, predicted GSC if mean-field theory covers the network, and GSC of all pairs;
     - a table of all layers that can be sorted and filtered;
     - the results of `gradscope.check` and `gradscope.compare`;
     - remarks on the measurement, its settings and the software.
 
-    The page needs no internet connection and is smaller than 2 MB.  If the model does not allow a measurement, the page
-    gives the reason instead.
+    The page needs no internet connection and is smaller than 2 MB.  If a measurement is impossible for the model, the
+    page gives the reason instead.
 
     Arguments:
-        model, data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.  GSC is that of
-            the model's output, also if a loss is given.
+        model, data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.  The target of GSC
+            is the model's output, even if ``loss_fn`` is given.
         path: The file to write.
         loss_fn: As for `gradscope.measure`: ``data`` is then a pair (inputs, labels), and the table of layers also
             has statistics of gradients.
         matrix: Whether to measure GSC of all pairs of layers.
-        check, compare: Whether to run `gradscope.check` and `gradscope.compare`; or a result of theirs, to be shown.
+        check, compare: Whether to run `gradscope.check` and `gradscope.compare`; or what an earlier call returned.
         monitor: A `Monitor`, or its frame.  The page then shows GSC during training and the warnings.
         title: Title of the page; by default it contains the name of the model's class.
 

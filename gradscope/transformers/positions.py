@@ -94,7 +94,7 @@ class Blocks(WithIntervals):
         )
 
     def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
-        """Return both ends of intervals for log10 GSC_ts, as in `gradscope.Matrix.interval`; -inf for exact zeros."""
+        """Return the ends of intervals for log10 GSC_ts, as in `gradscope.Matrix.interval`; -inf for exact zeros."""
         low, high = (np.where(np.isneginf(self.log10_values), -np.inf, end) for end in super().interval(level))
         return low, high
 
@@ -135,13 +135,13 @@ class Blocks(WithIntervals):
 class Positions(Profile):
     """GSC of every layer with respect to one target, split by position (token); made by `gradscope.gsc(positions=...)`.
 
-    It is a `Profile`, and GSC of a layer is the sum over its blocks.  A block GSC_ts is the part of GSC from the source
-    position s to the target position t.  The additional attributes are:
+    GSC of a layer is the sum of its blocks GSC_ts.  A block is the part of GSC due to the block J_ts of the Jacobian,
+    from position s of the layer (source) to position t of the target.  Attributes in addition to those of `Profile`:
 
-    - ``by``: which positions are split, "source", "target" or "both".
+    - ``by``: which positions are distinguished, "source", "target" or "both".
     - ``position_dim``: dimension of the positions in layers.
     - ``blocks``: log10 GSC_ts with errors and ``interval()``, in arrays (layers, target positions, source positions).
-      Positions that are not split have the size 1.
+      The size is 1 where positions are summed.
 
     The example is a network that shifts a sequence by one position:
 
@@ -171,7 +171,7 @@ class Positions(Profile):
         """Return a tidy frame: the rows of `Profile.to_frame`, then one row per block (pair of positions).
 
         The blocks have the quantity "gsc_by_position" and the columns ``target_position`` and ``source_position``,
-        which are null where positions are not split.
+        which are null where positions are summed.
         """
         num, rows, columns = self.blocks.log10_values.shape
         t, s = np.indices((rows, columns)).reshape(2, -1)
@@ -186,16 +186,16 @@ class Positions(Profile):
         """Return the mean of the blocks GSC_ts at every lag t - s, and separately for the first source positions.
 
         Arguments:
-            sinks: Number of first source positions that are treated separately, because attention often uses them as
-                sinks.
+            sinks: Number of source positions, from 0 on, that are left out of the lags.  In many transformers, most
+                attention goes to them (attention sinks).
 
         Returns:
-            A tidy frame.  The quantity "gsc_by_lag" has the column ``lag``.  The quantity "gsc_of_sink" has the column
-            ``source_position``, and is a mean over all target positions.  ``num_blocks`` is the number of blocks in
-            each mean.  Errors due to samples are upper bounds, because all blocks share their samples.
+            A tidy frame.  "gsc_by_lag" is the mean over all blocks with the lag in the column ``lag``.  "gsc_of_sink"
+            is the mean over all target positions for the sink in the column ``source_position``.  ``num_blocks`` is
+            the number of blocks in each mean.  Errors due to samples are upper bounds: they assume full correlation.
 
         Raises:
-            ValueError: Positions of source and target are not both split, or all source positions are sinks.
+            ValueError: ``by`` is not "both", or all source positions are sinks.
         """
         num = self.blocks.log10_values.shape[2]
         if self.by != "both":
@@ -218,7 +218,7 @@ class Positions(Profile):
         return importlib.import_module("gradscope.plots").positions(self, ax=ax, **options)
 
     def summary(self) -> str:
-        """Return the text that ``print`` shows: the summary of the profile, and the number of blocks."""
+        """Return the text that ``print`` shows: the summary of the profile, number of blocks, and share of zeros."""
         _, rows, columns = self.blocks.log10_values.shape
         sources = self.blocks.log10_values[[name != self.target for name in self.blocks.layers]]
         split = (

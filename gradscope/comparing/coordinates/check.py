@@ -1,4 +1,4 @@
-"""`coordinate_check(factory, data)`: does every length in a network scale with width and depth as theory says?"""
+"""`coordinate_check(factory, data)`: do activations, gradients and updates scale with width and depth as predicted?"""
 
 from __future__ import annotations
 
@@ -40,14 +40,17 @@ PREPOSITIONS = {AGREES: " with", DIFFERS: " from", UNDECIDED: " against", UNJUDG
 
 @dataclass(frozen=True, repr=False, eq=False)
 class CoordinateCheck:
-    """Exponents of lengths against width and depth with verdicts; made by `gradscope.coordinate_check`.
+    """Exponents with which the quantities of a network scale with width or depth; made by `gradscope.coordinate_check`.
 
-    ``frame``: tidy frame of all lengths, with the additional columns ``axis`` ("width" or "depth"), ``size``,
-    ``width``, ``depth``, ``seed``, ``step`` and ``role``: which dimensions of a layer grow with the width, see
-    `gradscope.comparing.coordinates.parametrizations.expected`.  ``exponents``: one row per axis, layer, quantity and
-    step, in the order of the computation: ``exponent``, ``stderr``, ``low``, ``high`` (95 % interval over seeds),
-    ``zero``, ``expected`` (of ``parametrization``) and ``verdict`` ("agrees", "differs", "undecided"; empty if theory
-    says nothing).  ``margin``, ``seeds``, ``steps``: as given.  ``optimizer``: class of the optimizer.
+    - ``frame``: tidy frame of the quantities, which `gradscope.plots.coordinates` lists.  Additional columns: ``axis``
+      (what varies, "width" or "depth"), ``size`` (its value), ``width``, ``depth``, ``seed``, ``step`` (number of
+      optimizer steps so far) and ``role`` (see `gradscope.comparing.coordinates.parametrizations.expected`).
+    - ``exponents``: one row per axis, layer, quantity and step, in the order in which a training step computes them.
+      Columns: ``exponent``, ``stderr``, ``low`` and ``high`` (95 % interval over seeds), ``zero`` (whether the quantity
+      is zero in all networks), ``expected``, and ``verdict`` ("agrees", "differs" or "undecided").  The verdict is ""
+      without a prediction, or if ``zero``.  Exception: a layer "differs" if it is unchanged after the last step.
+    - ``optimizer``: class of the optimizer, or None.
+    - ``parametrization``, ``margin``, ``seeds``, ``steps``: the arguments.
 
     >>> import torch, gradscope as gs
     >>> def factory(n):
@@ -67,22 +70,22 @@ class CoordinateCheck:
 
     @property
     def verdict(self) -> str:
-        """Differs if an exponent differs; agrees if all that are judged agree; else undecided."""
+        """Is "differs" if an exponent differs, "agrees" if all verdicts agree, else "undecided"; "" without any."""
         return _joint(self.exponents["verdict"])
 
     @property
     def first(self) -> str | None:
-        """The first layer that differs, in the order in which a training step computes; None if none does.
+        """Name of the first layer that differs, in the order in which a training step computes; None if none differs.
 
-        Within a step the forward pass comes first, from the input, and then the backward pass, from the output.
-        Later layers that differ may only pass the error on.
+        Within a step, this is the order of the forward pass, followed by that of the backward pass.  Later layers may
+        differ only because they receive wrong values from this layer.
         """
         row = self._first_row(DIFFERS)
         return None if row is None else str(row["layer"])
 
     @property
     def layers(self) -> pd.DataFrame:
-        """One row per axis and layer, in execution order: ``role`` and ``verdict``."""
+        """A table with the ``role`` and the ``verdict`` of every layer, per axis and in execution order."""
         rows = [
             (*key, part["role"].iloc[0], _joint(part["verdict"]))
             for key, part in self.exponents.sort_values("index", kind="stable").groupby(["axis", "layer"], sort=False)
@@ -90,7 +93,7 @@ class CoordinateCheck:
         return pd.DataFrame(rows, columns=["axis", "layer", "role", "verdict"])
 
     def against(self, parametrization: str) -> CoordinateCheck:
-        """Return the same exponents, judged by the table of another parametrization; nothing is measured again."""
+        """Return the same exponents with the verdicts of another parametrization; nothing is measured again."""
         check_choice("parametrization", parametrization, TITLES)
         table = self.exponents.drop(columns=["expected", "verdict"], errors="ignore")
         columns = [table[name] for name in ("axis", "role", "quantity", "step")]
@@ -102,11 +105,11 @@ class CoordinateCheck:
         return replace(self, exponents=table, parametrization=parametrization)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the tidy frame of all lengths."""
+        """Return ``frame``."""
         return self.frame
 
     def plot(self, quantity: str = CHANGE, *, step: int | None = None, axis: str | None = None, ax: Any = None) -> Any:
-        """Return Axes with a length against width or depth; see `gradscope.plots.coordinates`."""
+        """Return Axes with a quantity of every layer against width or depth; see `gradscope.plots.coordinates`."""
         from gradscope import plots
 
         return plots.coordinates(self, quantity, step=step, axis=axis, ax=ax)
@@ -173,45 +176,46 @@ def coordinate_check(
     probes: Size = 4,
     progress: Callable[[str], None] | None = None,
 ) -> CoordinateCheck:
-    """Return exponents of activations, gradients, updates and GSC against width and depth, with a verdict per layer.
+    """Return the exponents with which activations, gradients, updates and GSC scale with width or depth, and verdicts.
 
-    A length r that scales as r ~ n^b with the width n has the exponent b.  A coordinate check trains networks of
-    several widths for a few steps on one batch, and compares b with the table of a parametrization.
+    A quantity that is proportional to n^b at width n has the exponent b.  Networks of several widths are trained for a
+    few steps on one batch, and b is compared with the prediction of a parametrization.  This is a rule, such as mu-P,
+    for the dependence of initial weights and learning rates on the width.
 
     Arguments:
-        factory: ``factory(width)``, or with ``depths`` ``factory(width=..., depth=...)``.  Returns the pair (model,
-            optimizer), with the learning rates of that width; or a model alone, with ``steps=0``.  Weights must be
-            drawn from torch's global generator, which is seeded before each call.
-        data: One batch (inputs, labels), the same for all networks; no loader.
-        loss_fn: ``(output, labels) -> losses``, or one loss; the mean is minimized.
-        widths: At least two.  With ``depths``, one suffices; the networks of all depths have the first width.
-        depths: If given, at least two, and networks of the first width are compared at these depths.  Networks of
-            all widths have the first depth.
+        factory: Function called as ``factory(width)``, or with ``depths`` as ``factory(width=..., depth=...)``.
+            Returns (model, optimizer), or the model alone if ``steps=0``.  Learning rates may depend on the size.
+            Weights must be drawn from torch's global generator, which is seeded before each call.
+        data: One batch (inputs, labels) for all networks, not a loader.
+        loss_fn: ``(output, labels) -> losses``, one per sample, or their mean.  The mean is minimized.
+        widths: At least two different widths; one suffices if ``depths`` is given.
+        depths: At least two different depths, or None.  Depths are compared at the first width, and widths at the
+            first depth.
         steps: Optimizer steps; 0 measures the initialization only.
-        seeds: Number of networks per size (seeds 0, 1, ...), or the seeds; at least two.
-        parametrization: "standard", "mup" or "depth_mup": the table of
+        seeds: Number n of networks per size, which get the seeds 0 to n - 1; or a list of seeds.  At least two.
+        parametrization: "standard", "mup" or "depth_mup", a table in
             `gradscope.comparing.coordinates.parametrizations.expected`.  Default: "depth_mup" with ``depths``, else
-            "mup".  A plain torch network is "standard".  ``result.against(name)`` judges by another one.
+            "mup".  A network with default initialization and one learning rate is "standard".
         forward: As for `gradscope.gsc`.
-        layers: Which layers, as for `gradscope.gsc`.  Default: against width, the output and every module that holds
-            parameters; against depth, the units of the trunk.
-        margin: Largest distance from the expected exponent that agrees; twice this for GSC, which is a square.  Theory
-            knows multiples of 1/2, and 1/4 is half of that.
-        probes: Random probes of each GSC.
-        progress: Called with a line for each seed.
+        layers: Layers to measure, as for `gradscope.gsc`.  Default for widths: the output and every module that
+            holds parameters.  Default for depths: the units, such as residual blocks.
+        margin: Largest distance from the expected exponent that counts as agreement, doubled for GSC, which is a
+            square.  Predicted exponents are multiples of 1/2, so the default 1/4 is half the distance between two.
+        probes: Number of random probes for each GSC.
+        progress: Called with one line of text after each seed.
 
     Returns:
-        A `CoordinateCheck`.  Intervals are for the population of random initializations, on this batch and at these
-        sizes: Student's t over seeds (`gradscope.comparing.coordinates.exponents`).  At finite width, a slope
-        also contains lower orders; choose large widths, and a learning rate at which the first steps are small.
+        A `CoordinateCheck`.  Intervals are Student's t over seeds, for the population of random initializations, on
+        this batch and at these sizes (`gradscope.comparing.coordinates.exponents`).  Predictions hold for large widths
+        and small changes, so choose large widths, and learning rates at which the first steps change little.
 
-    The networks of a seed draw equal dropout masks at each step.  Before each network is built, torch, Python and numpy
-    are seeded; afterwards their random state is as before.
+    Before each network is built, torch, Python and numpy are seeded; their random states are restored afterwards.  All
+    steps of a network use the same dropout masks.
 
     Raises:
-        ValueError: There are too few sizes or seeds, the factory ignores its argument or its seed, its layers have
-            other names at another width, the optimizer lacks a parameter, or a number is NaN or Inf.
-        TypeError: The factory returns something else.
+        ValueError: There are too few sizes or seeds, the factory ignores the size or the seed, layers have different
+            names at different widths, the optimizer lacks a parameter, or a number is NaN or Inf.
+        TypeError: The factory does not accept the sizes, or returns something else.
 
     Cost: per network, ``steps + 1`` training steps and as many calls of `gradscope.gsc` with few probes.
 

@@ -1,12 +1,13 @@
 """Exponents: slopes of log length against log size, with intervals over seeds, and their verdicts.
 
 Estimator, for a length r of seed i at size s: beta_i is the slope of the least-squares line of log r against log s,
-and the exponent is the mean of beta_i over the seeds.  Its interval is Student's t over the seeds, so it speaks of
-random initializations, on the given batch and at the given sizes.  Seeds are independent, so no correlation is lost.
+and the exponent is the mean of beta_i over the seeds.  Its interval is Student's t over the seeds.  Its population is
+random initializations, on the given batch and at the given sizes.
 
-Verdicts compare the interval with what theory expects, up to a margin (twice the margin for GSC, which is a square).
-"agrees": the 95 % interval lies inside the margin (an equivalence test; no correction, because all of them must agree).
-"differs": a simultaneous 95 % interval (Bonferroni over all judged exponents) lies outside.  Otherwise "undecided".
+Verdicts compare the interval with the prediction plus and minus a margin (doubled for GSC, which is a square).
+"agrees": the 95 % interval lies inside.  It is not corrected for the number of exponents, because all must agree.
+"differs": the interval lies outside, also after Bonferroni's correction for all predicted exponents.  Otherwise
+"undecided".
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def judged(
 ) -> pd.DataFrame:
     """Return the table of `slopes` with the columns ``expected`` and ``verdict``, in the order of the computation.
 
-    A length of zero is not judged, because zero is a common initialization of weights; but a layer that does
-    not change in the last step differs.
+    A length of zero has no verdict, because zero is a common initialization.  Exception: a layer that is unchanged
+    after the last step differs.
     """
     factor = quantile(seeds, max(1, sum(e is not None for e in expectations)))
     verdicts = []

@@ -46,17 +46,17 @@ _FIRST_UPDATE = {INPUT: (-0.5, 0.0), WIDE: (-0.5, 0.0), HIDDEN: (0.5, 1.0), OUTP
 def expected(
     parametrization: str, axis: str, role: str, quantity: str, step: int, optimizer: type[optim.Optimizer] | None
 ) -> Expectation | None:
-    """Return what theory says of an exponent, or None if it says nothing.
+    """Return the exponent that theory predicts, or an upper bound of it; None if there is no prediction.
 
-    **Roles** follow from the shapes at the smallest and the largest width n.  The output of the model is ``output``
-    if its size is fixed.  Another layer whose output is fixed is ``finite`` and is not judged.  Of the others,
-    a layer is ``hidden`` if two dimensions of its weight grow with n, ``input`` if one does (also embeddings),
-    ``wide`` if its module holds no matrix (normalizations, blocks).
+    The **role** of a layer follows from its shapes at the smallest and the largest width n.  If the shape of its output
+    does not depend on n, the role is ``output`` for the output of the model and ``finite`` for other layers, which have
+    no prediction.  All other layers are ``wide`` if their module holds no matrix (normalizations, blocks), ``hidden``
+    if two dimensions of its weight grow with n, and otherwise ``input`` (also embeddings).
 
     **mu-P** against width (the same for SGD and Adam, each with its own learning rates):
 
     ==========================  ============  ============  ===================
-    length                      step          output        input, hidden, wide
+    quantity                    step          output        input, hidden, wide
     ==========================  ============  ============  ===================
     activation                  0             <= -1/2       = 0
     change, effect of update    1, 2, ...     = 0           = 0
@@ -64,16 +64,16 @@ def expected(
     GSC                         0                           <= 0
     ==========================  ============  ============  ===================
 
-    Every coordinate of a wide vector is Theta(1), and so is its change, because updates are as large as possible.  The
-    readout has weights of size 1/n: at initialization they are independent of the features, so the output is a
-    sum of n terms with random signs, n^(1/2) / n; its updates are aligned with the features, n / n.  Each coordinate
-    of the last features receives a gradient of size 1/n, and random square matrices keep this size.  A gradient may be
-    smaller: where logits of attention are scaled by 1/n, queries and keys receive n^(-3/2) at initialization.
+    Each entry of a wide vector has order 1.  So has its change, because learning rates are as large as possible.  The
+    last layer has weights of size 1/n.  At initialization they are independent of the features, so the output is a sum
+    of n terms of size 1/n with random signs: n^(-1/2).  Updates are aligned with the features, so n such terms add up
+    to 1.  The gradient at each of the last features is 1/n, and random square matrices preserve this size.  It may
+    be smaller: where logits of attention are scaled by 1/n, queries and keys receive n^(-3/2) at initialization.
 
     **Standard parametrization**, with weights of variance 1 / fan-in and one learning rate for all widths:
 
     ======================  ====  ======  ======  ===========
-    length                  step  output  hidden  input, wide
+    quantity                step  output  hidden  input, wide
     ======================  ====  ======  ======  ===========
     activation              0     = 0     = 0     = 0
     gradient                0     = 0     = -1/2  = -1/2
@@ -82,14 +82,14 @@ def expected(
     GSC                     0             = 0     = 0
     ======================  ====  ======  ======  ===========
 
-    SGD changes each weight by the learning rate times gradient times feature: n^(-1/2) in a hidden layer, and n aligned
-    terms give n^(1/2).  Adam changes each weight by the learning rate, and n aligned terms give n.  Later steps
-    depend on the learning rate and are not judged.
+    SGD changes each weight by the learning rate times gradient times feature.  In a hidden layer this is n^(-1/2), so n
+    aligned terms add up to n^(1/2).  Adam changes each weight by the learning rate, so n aligned terms add up to n.
+    Later steps depend on the learning rate, so there is no prediction.
 
-    **depth-mu-P** is mu-P against width.  Against depth L it is
+    **depth-mu-P** is the same as mu-P against width.  Against depth L:
 
     ============  ============  ======  ======  =====
-    length        step          output  stream  early
+    quantity      step          output  stream  early
     ============  ============  ======  ======  =====
     activation    0             <= 0    = 0     = 0
     change        1, 2, ...     = 0     = 0     <= 0
@@ -97,9 +97,10 @@ def expected(
     GSC           0                     = 0     = 0
     ============  ============  ======  ======  =====
 
-    ``stream`` are the units of the trunk, ``early`` are the first blocks.  Each branch is multiplied by L^(-1/2).  At
-    initialization branches are independent, so their squares add up to 1; their updates have the size L^(-1/2) and are
-    aligned, so they add up to 1.  Only the first 1/L of this has happened after the first block.
+    ``early`` is the first block, and ``stream`` are the other units.  Each of the L branches is multiplied by L^(-1/2).
+    At initialization branches are independent, so their squares add up to order 1.  Updates change a branch by order
+    L^(-1/2), and so the stream by order 1/L.  These changes are aligned, so all L of them add up to order 1, while the
+    first block has made only one of them.
 
     References: Yang and Hu (2021), arXiv:2011.14522; Yang et al. (2022), "Tensor Programs V", arXiv:2203.03466, and
     the coordinate check of its package mup; Yang et al. (2023), "Tensor Programs VI", arXiv:2310.02244; Bordelon et

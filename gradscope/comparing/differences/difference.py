@@ -67,17 +67,20 @@ def to_frame(rows: Sequence[Row], *, num_samples: int, level: float) -> pd.DataF
 class Difference:
     """What differs between two models, or two saved frames; made by `gradscope.diff`.
 
-    ``first``: name of the first layer that differs; None if rounding explains all differences.  Of saved results, the
-    first layer of which a quantity other than GSC differs; the cause may lie in an earlier layer.  ``frame``: one row
-    per layer and quantity, with the additional columns ``other`` (name of the layer in b), ``low`` and ``high`` (95 %
-    interval of the value), ``rounding`` (what rounding explains of it) and ``differs``.  ``matching``: partners of
-    layers and layers without a partner.  ``subject``: what was compared.  ``population``: what the intervals are for.
-    ``remarks``: sentences on what was not measured, and what the numbers depend on.  ``saved``: whether saved results
-    were compared, which do not show where a difference arises.
+    - ``first``: name of the first layer whose output differs although its inputs are equal; None if there is none.  For
+      saved results, the first layer with a difference in a quantity other than GSC; an earlier layer may be the cause.
+    - ``frame``: one row per layer and quantity.  Additional columns: ``other`` (name of the layer in b), ``low`` and
+      ``high`` (interval of the value), ``rounding`` (largest value that rounding explains) and ``differs``.
+    - ``matching``: which layers of a and b are partners, and which have none.
+    - ``subject``, ``population``: text on what was compared, and for what the intervals hold.
+    - ``remarks``: sentences on what was not measured, and on what the numbers depend.
+    - ``saved``: whether saved results were compared.  They do not show where a difference arises.
 
-    Quantities: ``local_distance`` is |g_k - f_k| / |f_k| if layer k and all code since the layer before get the values
-    of a; ``distance`` the same without this.  ``log10_length_change`` and ``log10_gsc_change`` are log10 of the ratios
-    (b / a) of lengths |f_k| and of GSC.  Others are differences (b - a) of the statistics of `gradscope.measure`.
+    Quantities, with f_k and g_k the outputs of layer k in a and b: ``distance`` is |g_k - f_k| / |f_k|.
+    ``local_distance`` is the same, but layer k and the code right before it receive the values of a.
+    ``compiled_distance`` is that of the output of a compiled model from the output of a in eager mode.
+    ``log10_length_change`` and ``log10_gsc_change`` are log10 (|g_k| / |f_k|), and log10 of the ratio b / a of GSC.
+    All other quantities are differences b - a of statistics of `gradscope.measure`.
 
     >>> import copy, torch
     >>> import gradscope as gs
@@ -99,11 +102,11 @@ class Difference:
 
     @property
     def equal(self) -> bool:
-        """Whether rounding explains every difference, and every layer has a partner."""
+        """Whether rounding explains every difference, and every layer has a partner in the other model."""
         return not (self.frame["differs"].any() or self.matching.only_first or self.matching.only_second)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the frame."""
+        """Return ``frame``."""
         return self.frame
 
     def rows(self, quantity: str) -> pd.DataFrame:
@@ -115,7 +118,7 @@ class Difference:
         return importlib.import_module("gradscope.plots").difference(self, ax=ax, **options)
 
     def report(self, path: PathLike = "difference.html", *, title: str = "What differs?") -> Path:
-        """Write one self-contained HTML page and return its path.  Needs the extra ``report``, as `gradscope.report`.
+        """Write one self-contained HTML page and return its path.  Needs the optional packages of the extra ``report``.
 
         Raises:
             ImportError: The packages of ``pip install "gradscope-toolkit[report]"`` are missing.
@@ -129,7 +132,7 @@ class Difference:
 
     @property
     def headline(self) -> str:
-        """The answer in one sentence, after a sentence on layers without a partner if there are any."""
+        """The answer in one sentence.  If some layers have no partner, a sentence on these layers comes first."""
         without = [len(names) for names in (self.matching.only_first, self.matching.only_second)]
         unlike = f"Layers without a partner: {without[0]} of a, {without[1]} of b. " if any(without) else ""
         return unlike + (self._of_saved() if self.saved else self._of_models())

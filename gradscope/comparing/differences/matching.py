@@ -20,9 +20,10 @@ class Structure(NamedTuple):
 
 @dataclass(frozen=True)
 class Matching:
-    """``partner``: name in the first model by name in the second, in execution order.
+    """Which layers of two models are partners.
 
-    ``renamed``: pairs of names that differ.  ``only_first``, ``only_second``: names without a partner.
+    ``partner``: dict from names in the second model to names in the first, in execution order.  ``renamed``: pairs of
+    names that differ.  ``only_first``, ``only_second``: names without a partner.
     """
 
     partner: Mapping[str, str]

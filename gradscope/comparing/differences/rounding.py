@@ -5,14 +5,14 @@ a relative distance of layer k up to
 
     4 (e_k(a, a64) + e_k(a, c)),   e_k(a, c) = |f_k(c) - f_k(a)| / |f_k(a)|
 
-and, at least, up to 2 (eps_a + eps_b), with the machine epsilons of both dtypes: four units in the last place if the
-dtypes agree.  Then e(a, c) is e(a, a64), because the second model may round as unluckily as the first.  If b is in
-float64 and a is not, e(a, c) counts as 0, because c is a64.  By the triangle inequality, a second model that is exact
-up to the rounding of c stays below the factor 1.  The factor 4 is for other orders of summation and other kernels.
+and, at least, up to 2 (eps_a + eps_b), with the machine epsilons of both dtypes.  By the triangle inequality, the sum
+in brackets suffices for a second model that rounds like c.  The factor 4 allows for other orders of summation and other
+kernels.
 
-If a is in float64, its rounding is that of its copy in float32 times 2^-29, the ratio of both precisions.  If a model
-does not run in float64, its parameters are changed by one unit in the last place instead.  Cost: two or four forward
-passes and a copy of the model.
+If both dtypes agree, e(a, a64) replaces e(a, c), because the second model may round as unluckily as the first.  If only
+the second model is in float64, c is a64, and e(a, c) is left out.  If a is in float64, e(a, a64) is the error of its
+copy in float32 times 2^-29, the ratio of both precisions.  If a model does not run in float64, its parameters are
+changed by one unit in the last place instead.  Cost: two or four forward passes and a copy of the model.
 """
 
 from __future__ import annotations

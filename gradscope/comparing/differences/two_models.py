@@ -66,36 +66,36 @@ def diff(
     level: Level = 0.95,
     generator: torch.Generator | None = None,
 ) -> Difference:
-    """Return what differs between two models, or one model under two conditions, or two saved results.
+    """Return the differences between two models, between a model under two conditions, or between two saved results.
 
     Arguments:
-        a: The first model, or a saved result: a `gradscope.Profile`, a tidy frame, or the path of a saved frame.  Load
-            a checkpoint into a model first.
-        b: What is compared with it.  A module; or a function that changes a copy of a, such as
+        a: The first model, or a saved result: a `gradscope.Profile`, a tidy frame, or the path of a saved frame.  A
+            checkpoint must be loaded into a model first.
+        b: What is compared with a.  A module; or a function that changes a copy of a, such as
             ``lambda model: model.bfloat16()`` or ``torch.compile``; or a context in which a runs, such as
-            ``torch.autocast("cpu")``; or a second saved result.  The batch follows to the dtype and device of b.
-        data, forward, loss_fn: As for `gradscope.gsc`; one batch, and no ``data`` for saved results.
-        layers, target, probes: As for `gradscope.gsc`, but "auto" takes 40 random probes if more than 128 cotangents
-            are needed, and both models have the same probes.
+            ``torch.autocast("cpu")``; or a second saved result.  The batch is moved to the dtype and device of b.
+        data, forward, loss_fn: As for `gradscope.gsc`, but ``data`` is one batch, and is left out for saved results.
+        layers, target, probes: As for `gradscope.gsc`.  Both models have the same probes.  "auto" means exact GSC up to
+            128 cotangents, and 40 random probes otherwise.
         measures: Statistics to compare, as for `gradscope.measure`; an empty list leaves them out.
-        level: Probability with which the intervals of all layers of a quantity hold together.
+        level: Probability that the intervals of all layers contain the true values of a quantity.
         generator: Source of the probes.  Default: a fixed seed.
 
-    Which layer differs is an exact question: every module of b gets the values that this module got in a, and what it
-    returns is compared.  A layer differs if the relative distance exceeds what rounding explains: four times the
-    rounding errors of both models, which copies of a in other dtypes show
-    (`gradscope.comparing.differences.rounding`).  A change of GSC, lengths or statistics differs if it exceeds rounding
-    and its interval excludes 0.
+    To find the layers that differ, each module of b receives the inputs that its partner received in a.  Partners have
+    equal names, or equal shapes and neighbors.  A layer differs if the relative distance between both outputs exceeds
+    four times the rounding errors of both models.  These errors are measured on copies of a in other dtypes
+    (`gradscope.comparing.differences.rounding`).  GSC, a length or a statistic differs if its change exceeds rounding,
+    and the interval of the change, if known, excludes 0.
 
     Returns:
-        A `Difference`: ``first``, the text, the frame, ``matching``.  Layers without a partner are listed in it.
+        A `Difference`.  ``print`` shows the first layer that differs, and layers without a partner.
 
-    Cost: five to seven forward passes, three or four sweeps of `gradscope.gsc`, and 17 `gradscope.measure` of each
-    model.  Memory: what all modules of a receive and return, twice, and a copy of the model.
+    Cost: six or eight forward passes and three or four sweeps of `gradscope.gsc` altogether, and 17 calls of
+    `gradscope.measure` per model.  Memory: all inputs and outputs of modules of a, twice, and a copy of the model.
 
     Raises:
-        TypeError: b is none of these; or data are missing, or given beside saved results.
-        ValueError: The data are invalid, or two saved results share no row.
+        TypeError: b is none of these, or ``data`` is missing for models, or given with saved results.
+        ValueError: The data are invalid, saved results share no row, or one has several rows for a layer and quantity.
 
     >>> import torch
     >>> import gradscope as gs

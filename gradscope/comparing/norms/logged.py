@@ -59,11 +59,13 @@ DECIDED_BY = {
 class NormCheck:
     """What a logged gradient norm is; made by `gradscope.check_norm`, and the same in every process.
 
-    ``verdict``: "global", "local", "times world size", "times root of world size", "clipped", "loss scale", "another
-    norm"; "undecided" if explanations of several kinds give the logged number, and "unknown" if none does.
-    ``logged``: the logged number, of the first process that gave one.  ``norm``: the global norm.
-    ``fits``: what gives the logged number.  ``rtol``: the largest relative difference of numbers that count as equal.
-    ``advice``: what to do.
+    - ``verdict``: a kind of norm that `gradscope.check_norm` lists, such as "global" or "clipped".  "undecided" if
+      norms of several kinds equal the logged number, and "unknown" if none does.
+    - ``logged``: the logged number; of the first process that gave one.
+    - ``norm``: the global norm.
+    - ``fits``: descriptions of the norms that equal the logged number.
+    - ``rtol``: largest relative difference of numbers that are taken as equal.
+    - ``advice``: what to do.
 
     >>> import gradscope as gs
     >>> print(gs.NormCheck("clipped", 1.0, 2.0, ("the norm after clipping",), 1e-6, "Log the norm before clipping."))
@@ -99,38 +101,45 @@ def check_norm(
     max_norm: Positive | None = None,
     rtol: Level | None = None,
 ) -> NormCheck:
-    """Whether the gradient norm that a training logs is the global norm |g| of the gradient in ``.grad``.
+    """Return which norm a logged number is: the global norm |g| of the gradient g in ``.grad``, or another one.
 
-    Call this after ``backward()``, before the gradient is clipped or set to zero.  If the logged number is what
-    ``clip_grad_norm_`` returns, call that twice: first with an infinite bound, which clips nothing; see the example.
+    Call `check_norm` after ``backward()``, before the gradient is clipped or set to zero.  To check the number that
+    ``clip_grad_norm_`` returns, first call this function with an infinite bound, which clips nothing (see the example).
+    With a ``GradScaler``, give ``scaler=`` and call `check_norm` before ``scaler.update()``; ``scaler.unscale_`` may
+    come before or after.  Under ``torch.distributed``, all processes must make the call.  Parameters must be DTensors
+    (FSDP2, tensor parallelism) or replicas (DDP).
 
-    With a ``GradScaler``, call it before ``scaler.update()``, with ``scaler=``; ``scaler.unscale_`` may come before or
-    after.  Under ``torch.distributed`` all processes make the call, and the result is the same in all.  Parameters are
-    DTensors (FSDP2, tensor parallelism) or replicas (DDP).
+    These kinds of norms are recognized:
 
-    These are recognized: the norm of the part, or of the not yet averaged gradient, of one process; |g| times or
-    divided by the number of processes or its root; |g| after clipping to ``max_norm``; |g| times or divided by the
-    scale of ``scaler``; and other norms: the square, the largest entry, the sum of absolute values, the root mean
-    square; the mean, sum or maximum of the norms of parameters or processes; tied parameters counted twice; and the
-    norm of a part of the parameters: those of one module or all others, matrices, vectors, or those not frozen.
+    - "global": |g|.
+    - "local": the norm of the gradient in one process, of its shards or before the average over processes.
+    - "times world size": |g| times or divided by the number of processes.  "times root of world size": |g| times or
+      divided by the root of this number.
+    - "clipped": |g| after clipping to ``max_norm``.
+    - "loss scale": |g| times or divided by the scale of ``scaler``.
+    - "another norm", with one of these descriptions.  Of g: |g|^2, the largest entry, the sum of absolute values, or
+      the root mean square.  Of the norms of single parameters: largest, sum, mean, or root mean square.  Of the norms
+      in single processes: sum, mean, or root of the summed squares.  |g| with tied parameters counted twice.  The norm
+      of some parameters: those in one module, all others, matrices and larger tensors, vectors and numbers, or those
+      not frozen.
 
     Arguments:
         model: Any module with gradients, also wrapped or sharded.
-        logged: The number that this process logs, as a float or a tensor with one entry (of a DTensor, its
-            ``full_tensor()``); None in processes that log nothing.
-        scaler: The ``GradScaler``, if there is one.  Until ``scaler.unscale_`` is called in a step, the gradient is
-            that in ``.grad`` divided by the scale.
+        logged: The number that this process logs: a float, or a tensor with one entry.  For a DTensor, its
+            ``full_tensor()`` is used.  None in processes that log nothing.
+        scaler: The ``GradScaler``, if there is one.  If ``scaler.unscale_`` was not yet called in this step, g is
+            ``.grad`` divided by the scale.
         max_norm: The largest norm, if the training clips.
-        rtol: Largest relative difference of numbers that count as equal.  A number copied from a log has few digits:
-            0.225 needs 0.003.  Default: 4e-6, for sums in float32, plus the epsilon of the gradient's dtype.
+        rtol: Largest relative difference of numbers that are taken as equal.  A number from a log has few digits: for
+            0.225, give 0.003.  Default: 4e-6, for sums in float32, plus the machine epsilon of the gradient's dtype.
 
     Returns:
-        A `NormCheck`.  An explanation counts if it fits the numbers of all processes.  Norms of a part of the
-        parameters are tried only while the chance that one of them fits by accident is below 1 %.
+        A `NormCheck`.  A norm is accepted if it equals the logged number in all processes.  Norms of some parameters
+        are tried only if a wrong number would equal one of them with a probability below 1 %.
 
     Raises:
-        ValueError: There is no gradient, it holds NaN or Inf, no process gave a number, or a parameter that is no
-            DTensor is not the same in all processes.
+        ValueError: There is no gradient, it holds NaN or Inf, no process gave a number, a number is invalid, or a
+            parameter that is no DTensor differs between processes.
 
     >>> import math, torch, gradscope as gs
     >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -139,7 +148,7 @@ def check_norm(
     >>> gs.check_norm(model, logged).verdict
     'global'
 
-    Then clip as before.  A number that is computed after clipping:
+    A norm that was computed after clipping:
 
     >>> print(gs.check_norm(model, 1.0, max_norm=1.0))
     clipped: the logged norm 1 is 0.2 times the global norm 5.

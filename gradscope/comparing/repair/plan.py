@@ -1,7 +1,7 @@
-"""``repair(model, data)``: one scale per unit, such that local GSC and lengths follow a wished profile.
+"""``repair(model, data)``: one factor per unit, with which local GSC and lengths reach given goals.
 
-Units are solved in execution order.  Each is solved by one-dimensional root finding (`gradscope.comparing.repair.
-solving`), with the units before it already scaled, and with the same probes for all factors.  Cost: see `repair`.
+Units are solved in execution order.  Each is solved by one-dimensional root finding (see ``solving.py``), with the
+units before it already scaled, and with the same probes for all factors.  Cost: see `repair`.
 """
 
 from __future__ import annotations
@@ -55,41 +55,44 @@ def repair(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Repair:
-    """One factor per unit for its weights, such that the local GSC and the lengths of the network follow a profile.
+    """Return factors for the weights of all units, with which local GSC and the lengths of outputs reach their goals.
 
-    The local GSC of a unit is that of its input f_k with respect to its output f_(k+1):
-    |J|_qm^2 |f_k|^2 / |f_(k+1)|^2.  The scale of a unit multiplies the weights of its last linear map or normalization;
-    in a unit with residual additions, it multiplies those of all branches, and the skip stays as it is.  Biases beside
-    a weight matrix are not scaled.  Units without such parameters belong to the unit before them.
+    A unit is a part of the network, such as a layer or a residual block.  Its local GSC is that of its input f_k with
+    respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2.  Its factor multiplies the weights of its last linear
+    map or normalization.  In a unit with residual additions x + f(x), the factor multiplies these weights of every
+    branch f; skips are not scaled.  Biases beside a weight matrix are not scaled.  A unit without such weights is
+    treated as a part of the unit before it.
 
-    One scale cannot set two numbers, so the goal of GSC comes first.  If the scale changes the local GSC and a factor
-    between 1/1024 and 1024 brings GSC to its goal, this factor is the answer.  Otherwise GSC comes as near to the goal
-    as it can, up to half the ``margin``, and the length decides between the factors that are left.  So in a ReLU
-    network, whose GSC no scale changes, the length alone decides, and the result is the initialization of He.
+    One factor cannot set both local GSC and length, so local GSC comes first.  If a factor between 1/1024 and 1024
+    brings it to its goal, this factor is chosen.  Otherwise, all factors qualify that bring it to within half the
+    ``margin`` of the best possible value.  Of these, the factor with the best length is chosen.  For example, no factor
+    changes local GSC in a ReLU network without biases.  The length alone then decides, which gives the initialization
+    of He.
 
     Arguments:
         model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
-        data: One batch, as for `gradscope.gsc`, for which the factors are solved.
-        goal: Wished local GSC of every unit; or {unit: goal}, where all other units have the goal 1.
-        length: Wished root mean square of the entries of every unit; "input" is that of the first row; None: none.
-        margin: A unit has reached its goal if its GSC is within this relative margin; 2 % as for growth rates.
-        fresh: A loader or list of batches that were not used for the solution, or one batch, to measure local GSC
-            before and after.  It must hold at least ten samples; if samples influence each other, ten batches.
+        data: One batch, as for `gradscope.gsc`, for which the factors are computed.
+        goal: Goal for the local GSC of every unit; or {unit: goal}, where all other units have the goal 1.
+        length: Goal for the root mean square of every unit's output: a number; "input" for that of the first layer,
+            which is the input or the embedding; or None for no goal.
+        margin: Relative deviation from the goal of local GSC that is allowed; 2 % as for growth rates.
+        fresh: Other data, on which local GSC before and after is measured: one batch, or a loader or list of batches.
+            At least ten samples are needed, or ten batches if samples influence each other.
         forward, generator: As for `gradscope.gsc`.
-        layers: The rows between which local GSC is measured; by default the units.  All must lie on the trunk.
+        layers: Layers between which local GSC is measured, and through which all paths pass.  Default: the units.
         probes: Per unit: ``"exact"``, a number, or ``"auto"``: exact up to 128 cotangents, otherwise 40 probes.
         progress: Called with the fraction of the units that is done.
 
     Returns:
-        A `Repair`: ``print`` it, then ``apply()`` and ``undo()``.  With ``fresh``, its intervals are for data like
-        these; all of them hold together with probability 95 %.  Without ``fresh``, they are for the batch itself,
-        which was also used for the solution, and only the probes are new.  Several processes that hold one model,
-        sharded or as replicas of DDP, take the factors of the first; all must call `repair` with the same data.
+        A `Repair`: ``print`` it, then call ``apply()``, and perhaps ``undo()``.  With ``fresh``, its intervals are for
+        the population of these data.  Without ``fresh``, they are for ``data`` alone, measured with new probes.  With
+        probability 95 %, all intervals contain the true values.  Several processes that hold one model (sharded, or
+        replicas of DDP) must all call `repair` with the same data, and get the factors of the first process.
 
     Cost: 4 to 30 measurements per unit.  Each runs the whole forward pass, and pulls the cotangents through one unit.
 
     Raises:
-        ValueError: No unit has a scale, a wish is impossible to read, or ``fresh`` is too small for an interval.
+        ValueError: No unit has weights to scale, an argument is invalid, or ``fresh`` is too small for an interval.
 
     References: He et al. (2015), arXiv:1502.01852; Mishkin and Matas (2016), arXiv:1511.06422, whose method sets
     lengths in execution order.
@@ -97,7 +100,7 @@ def repair(
     >>> import torch, gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=64, weight_variance=0.5, generator=torch.Generator().manual_seed(0))
     >>> x = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
-    >>> plan = gs.repair(model, x)  # He's variance of weights, 2 / fan_in, is reached by a factor of about 2
+    >>> plan = gs.repair(model, x)  # a factor of 2 makes the variance 0.5 / fan_in that of He, 2 / fan_in
     >>> [round(factor) for factor in plan.factors.values()]
     [2, 2, 2]
     >>> plan.apply()

@@ -31,13 +31,18 @@ SHOWN = 60  # units that are printed
 class Repair:
     """Factors for the weights of a model; made by `gradscope.repair`.  Nothing is changed before ``apply()``.
 
-    ``table``: one row per unit: ``unit``, ``parameters``, ``factor``, ``outcome`` ("goal": GSC was solved for;
-    "nearest": GSC comes only near to the goal; "length": only the length depends on the scale; "no effect": neither
-    depends on it; or why the parameters cannot be scaled), ``goal``, ``gsc_before``, ``gsc``, ``low``, ``high``
-    (interval of the local GSC after the repair; all intervals hold together with probability 95 %), ``verdict``
-    ("reached": the interval lies within the margin around the goal; "missed": it lies outside; "undecided"),
-    ``rms_before`` and ``rms``.
-    ``factors``: parameter -> factor, for all parameters that change.  ``applied``: whether the model is changed now.
+    ``table`` has one row per unit, with these columns:
+
+    - ``unit``, ``parameters``, ``factor``: the factor, and the parameters that it multiplies.
+    - ``outcome``: "goal" if the factor brings local GSC to its goal, "nearest" if no factor does, "length" if only the
+      length depends on the factor, "no effect" if neither does; or why the parameters cannot be scaled.
+    - ``goal``, ``gsc_before``, ``gsc``: goal of local GSC, and its value before and after the repair.
+    - ``low``, ``high``: interval of ``gsc``.  With probability 95 %, all these intervals contain the true values.
+    - ``verdict``: "reached" if the interval is inside goal / (1 + margin) to goal (1 + margin), "missed" if it is
+      outside, otherwise "undecided".
+    - ``rms_before``, ``rms``: root mean square of the unit's output.
+
+    ``factors`` maps the name of each changed parameter to its factor.  ``applied``: whether the model is changed now.
 
     >>> import torch, gradscope as gs
     >>> model = gs.models.MLP(depth=2, width=16, generator=torch.Generator().manual_seed(0))
@@ -64,7 +69,7 @@ class Repair:
 
     @property
     def factors(self) -> dict[str, float]:
-        """Parameter -> factor, without factors of 1."""
+        """Factors by parameter name, without factors of 1."""
         both = zip(self.stages, self.solutions, strict=True)
         return {
             name: math.exp(solution.log_factor)
@@ -76,8 +81,8 @@ class Repair:
     def apply(self) -> None:
         """Multiply the parameters by their factors, in place.
 
-        An optimizer keeps its state, which belongs to the old scales: apply a repair before training.  If the model is
-        sharded, every process multiplies its shards; all processes must call it, outside of `gradscope.unsharded`.
+        Apply a repair before training, because the state of an optimizer is not scaled.  If the model is sharded, all
+        processes must call this method, outside of `gradscope.unsharded`; each multiplies its shards.
 
         Raises:
             ValueError: The repair is applied already, a parameter has changed or was replaced since the repair was
@@ -104,7 +109,7 @@ class Repair:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per unit, with intervals that hold together."""
+        """One row per unit; for the columns, see the class."""
         low, high = (10**end for end in self._interval)
         return pd.DataFrame(
             {
@@ -124,10 +129,10 @@ class Repair:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy frame: the quantity ``local_gsc`` of every unit, before and after, with 95 % intervals of each row.
+        """Return a tidy frame of the quantity ``local_gsc`` before and after the repair, with 95 % intervals per row.
 
-        ``layer`` is the unit, ``target`` the last row that belongs to it.  Additional columns: ``repaired``, ``factor``
-        (1 before), ``rms`` (of the target), ``goal`` and ``outcome``.
+        ``layer`` is the unit, and ``target`` the layer at its end.  Additional columns: ``repaired``, ``factor`` (1
+        before the repair), ``rms`` (of the target), ``goal`` and ``outcome``.
         """
         return pd.concat([self._frame(self.before, False), self._frame(self.after, True)], ignore_index=True)
 
@@ -152,9 +157,9 @@ class Repair:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences on goals that were missed, on units without an effective scale, and on what the result leaves out.
+        """Sentences on missed goals, on units that no factor changes, and on limits of the result.
 
-        The local GSC in these sentences is that after the repair.
+        All values of local GSC in these sentences are those after the repair.
         """
         table, found = self.table, list[str]()
         for outcome, text in SENTENCES.items():

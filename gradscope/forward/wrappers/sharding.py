@@ -40,14 +40,14 @@ def is_sharded(model: nn.Module) -> bool:
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Context in which a sharded model is whole: every process holds all parameters, and runs the model by itself.
 
-    `gsc`, `gsc_matrix`, `nlc`, `parameter_gsc`, `measure`, `first_nonfinite`, `repair` and `Monitor` enter it by
-    themselves.  The others need ``with gs.unsharded(model): ...``.  A model that is not sharded is not changed.
+    `gsc`, `gsc_matrix`, `nlc`, `parameter_gsc`, `measure`, `first_nonfinite`, `repair` and `Monitor` enter this context
+    themselves.  Other functions need ``with gs.unsharded(model): ...``.  A model that is not sharded is not changed.
 
-    Parameters and buffers that are DTensors (of ``fully_shard`` and ``parallelize_module``) are replaced by full
-    tensors in their own precision, also where a `MixedPrecisionPolicy` would cast them.  Hooks of FSDP2 and tensor
-    parallelism do not run, and modules have the classes that they had before ``fully_shard``, so the model can be
-    copied.  Afterwards the parameters, their gradients, hooks, classes and the state of FSDP2 are as before.  Do not
-    train inside: the optimizer holds the shards.
+    Inside the context, full tensors replace all parameters and buffers that are DTensors, as ``fully_shard`` and
+    ``parallelize_module`` make them.  They are in the precision of the shards, even if a ``MixedPrecisionPolicy`` would
+    cast them.  Hooks of FSDP2 and tensor parallelism do not run.  Modules have the classes that they had before
+    ``fully_shard``, so the model can be copied.  After the context, parameters, gradients, hooks, classes and the state
+    of FSDP2 are as before.  Do not train inside, because the optimizer updates the shards.
 
     All processes must enter together, in the same order.
 

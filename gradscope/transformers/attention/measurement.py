@@ -90,8 +90,8 @@ class AttentionHeads:
     def describe(self) -> Description:
         """Return a frame of all calls of attention that were found, and of modules in which none was found.
 
-        There is one row per call, with its mask and the number of fully masked queries.  There is also one row per
-        module that looks like attention but computed none.  Here ``function`` is missing, and ``note`` says why.
+        There is one row per call, with its mask and its number of fully masked queries.  There is also one row per
+        module that looks like attention but computed none: ``function`` is then null, and ``note`` says why.
         """
         return self.description
 
@@ -131,7 +131,7 @@ def attention(
 
     In every module, calls of ``scaled_dot_product_attention`` are measured, and softmax operations whose result is
     multiplied with values (`gradscope.transformers.attention.interception`).  Let p be the attention weights of a query
-    on its n keys that are not masked.  The quantities are means over queries and sequences, unless stated otherwise:
+    on its n keys that are not masked.  If nothing else is said, a quantity is a mean over queries and sequences:
 
     - ``attention_entropy``: entropy of p in nats.  ``relative_attention_entropy``: entropy divided by ln n, for queries
       with n > 1.  ``collapsed_fraction``: fraction of these queries whose relative entropy is below ``collapsed``.
@@ -150,8 +150,8 @@ def attention(
     Returns:
         An `AttentionHeads`.  The standard error is that of the mean over B sequences.  The interval uses Student's t
         with at most B - 1 degrees of freedom (`gradscope.estimates.satterthwaite`).  Both are null for one sequence, if
-        all sequences have the same value, and for the largest logit.  Fully masked queries are left out; `describe`
-        gives their number.  Queries at padded positions count if they attend to something.
+        all sequences have the same value, and for the largest logit.  Queries whose keys are all masked are left out;
+        `describe` gives their number.  All other queries are included, also those at padded positions.
 
     Cost: one forward pass per batch.  Each call of attention needs another product q k^T in float64, and there is one
     device synchronization.  The logits are computed in blocks of a few MB (256 MB on devices other than the CPU).

@@ -59,15 +59,14 @@ class Residual:
     - ``writes``: names of the modules whose outputs are the writes.
     - ``blocks``: names of the innermost modules that contain the sums.
     - ``skips``: kinds of the skips, "identity", "scaled" or "projection".
-    - ``channels``: channels of the largest entries of the sums.
-    - ``estimates``: a dict from each quantity to one `Estimate` per addition, or None where the quantity does not
-      exist.
+    - ``channels``: the channel of the largest entry of each sum.
+    - ``estimates``: a dict from each quantity to one `Estimate` per addition, or None where the quantity is 0 / 0.
     - ``stderr_probe``: a dict from ``skip_share``, ``branch_share`` and ``cross_share`` to their standard errors due to
       probes; 0 if exact, NaN if unknown.
 
     Other attributes: ``num_probes`` is the number of random probes per batch, 0 if exact.  ``coupled`` says whether
-    samples influence each other.  It is None if this was not determined, because there is one batch of fewer than 30
-    samples and ``probes`` is a number.  ``remarks`` are sentences about what the result depends on and leaves out.
+    samples influence each other; it is None if this was not determined, to save time: for one batch of fewer than 30
+    samples with a number of ``probes``.  ``remarks`` are sentences about what the result depends on and leaves out.
 
     >>> import torch, gradscope as gs
     >>> model = gs.models.MLP(depth=2, width=4, residual="identity", generator=torch.Generator().manual_seed(0))
@@ -92,8 +91,8 @@ class Residual:
         """Return a tidy frame, one row per addition and quantity, with columns ``block``, ``skip``, ``stderr_probe``.
 
         ``layer`` is the write, and ``index`` counts additions from 1.  The channel of the largest entry is the quantity
-        ``outlier_channel``.  Quantities that may be negative (cosine, shares) have no logarithm.  A quantity that does
-        not exist, such as the cosine of a write of zeros, has no row.
+        ``outlier_channel``.  Quantities that may be negative (cosine, shares) have no logarithm.  A quantity that is
+        0 / 0, such as the cosine of a write of zeros, has no row.
         """
         channels = tuple(Estimate.exact(channel) for channel in self.channels)
         parts = [self._rows(name, found) for name, found in (*self.estimates.items(), ("outlier_channel", channels))]
@@ -166,10 +165,10 @@ def residual(
 ) -> Residual:
     """Return what is added to the residual stream at each sum x + f(x), and the gradient through skip and branch.
 
-    A sum of two tensors of one shape is a residual addition if one of them (the write f) is computed from a tensor x,
-    and the other one (the skip) is x or a simple function of x.  There are three kinds of skips: x itself ("identity"),
-    x times a number or parameter ("scaled"), and x after linear or normalizing layers, pooling or slicing
-    ("projection").  Sums are found in the autograd graph of any module.
+    A residual addition is a sum of two tensors of one shape: the write f is computed from a tensor x, and the skip is x
+    or a simple function of x.  A skip is x itself ("identity"), x times a number or parameter ("scaled"), or x after
+    linear or normalizing layers, pooling or slicing ("projection").  Sums are found in the autograd graph of any
+    module.
 
     The quantities of an addition, where x is the skip, and q(z) the mean of z^2 over entries and samples:
 
@@ -181,9 +180,8 @@ def residual(
     - ``outlier_channel``: channel of the entry that is largest relative to the root mean square of its sample.
     - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F, each divided by |S + W|_F^2.
       S and W are the Jacobians of the target with respect to x through the skip and through the branch.  The three
-      shares add up to 1.
-      If a cotangent v of the target has the gradient v_out at the sum and v_x at x, then S^T v = v_out and
-      W^T v = v_x - v_out.
+      shares add up to 1.  Pulling a vector v back from the target gives v_out at the sum and v_x at x.  Then
+      S^T v = v_out and W^T v = v_x - v_out.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`.  A stream is measured to its end.
@@ -193,7 +191,8 @@ def residual(
         progress: Called with the fraction of the backward passes of the current batch that is done.
 
     Returns:
-        A `Residual`.  Standard errors over samples are unknown (None) for fewer than 30 samples and for coupled ones.
+        A `Residual`.  Standard errors over samples are unknown (None) for fewer than 30 samples, or if samples
+        influence each other.
 
     Cost: one forward pass, and one backward pass per cotangent.  A second backward pass through a branch is needed if x
     reaches the target in other ways than by this sum (parallel branches, long connections), and in half precision.
