@@ -99,15 +99,15 @@ if PADDING == "circular":
     assert all(error(stride, shift) < 1e-12 for stride in STRIDES for shift in shifts if shift % stride == 0)
 
 # %%
-# A convolution of stride 1 is equivariant to every shift. A stride of 2 or 4 breaks equivariance:
-# in the shifted image, the kernel lands on other pixels. Zero padding breaks equivariance at the
-# border (try it).
+# A convolution of stride 1 is equivariant to every shift. If the stride does not divide the shift,
+# equivariance is lost: in the shifted image, the kernel lands on other pixels. Zero padding breaks
+# equivariance at the border (try it).
 #
 # The mean over all positions makes an equivariant map invariant. A single pooling layer does not.
 # In the :doc:`study of pooling </docs/studies/pooling>`, images are shifted by one pixel. Max
 # pooling multiplies the resulting change of a feature map by 0.87, and average pooling by 0.68.
-# After max pooling, the change is still 0.25 of the distance between the maps of two images; after
-# average pooling, 0.20.
+# After max pooling, the change by the shift is still 0.25 of the distance between the maps of two
+# different images; after average pooling, 0.20.
 
 means = [float(layer(image.roll(shift, dims=3), 1).mean()) for shift in shifts]
 print(f"mean over positions, stride 1: {min(means):.6f} to {max(means):.6f}")
