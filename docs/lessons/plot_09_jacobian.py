@@ -2,10 +2,10 @@ r"""
 9. What does the Jacobian tell about a network?
 ===============================================
 
-Near a point, a smooth network is almost a linear map. The matrix of this map is the Jacobian
-:math:`J`. Its determinant says how areas change, and its singular values say how much each
-direction is stretched. This lesson looks at a network of the plane first, and then at deep
-networks.
+Near a point, a smooth network maps small changes of the input to changes of the output almost
+linearly. The matrix of this linear map is the Jacobian :math:`J`. Its determinant says how areas
+change, and its singular values say how much each direction is stretched. This lesson looks at a
+network of the plane first, and then at deep networks.
 """
 
 import matplotlib.pyplot as plt

@@ -68,6 +68,8 @@ def test_the_numbers_are_those_of_growth(found):
         profiles, row = by_hand(factory), result.table.set_index("model").loc[name]
         growth = gs.growth(profiles)
         assert (row["rate"], row["rate_low"], row["verdict"]) == (growth.rate, growth.rate_low, growth.verdict)
+        said = f"{name}: undecided. Judging by the estimate, {growth.advice}." in result.remarks
+        assert said == (growth.verdict == "undecided")
         own = result.frame[result.frame["model"] == name]
         np.testing.assert_array_equal(own["log10_value"], np.concatenate([p.log10_values[:, 0] for p in profiles]))
         totals = [p.log10_values[0, 0] for p in profiles]
