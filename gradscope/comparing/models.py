@@ -51,9 +51,9 @@ class ModelComparison:
     ``networks`` (different networks that were measured).
     ``differences``: one row per pair of models with at least two networks each: ``model``, ``other``, ``ratio`` of
     their rates, ``low``, ``high``, ``differ``.  The intervals hold together with probability 95 %.
-    ``remarks``: sentences on models without a rate, on seeds that gave equal networks, and on the number of networks
-    that would decide an undecided verdict.  It assumes that rate and spread between networks stay as estimated, so that
-    the interval shrinks with the square root of the number of networks.
+    ``remarks``: sentences on models without a rate, on seeds that gave equal networks, and on what would decide an
+    undecided verdict.  This number of networks assumes that the rate stays at its estimate, and that the width of its
+    interval falls with the root of the number.
 
     >>> import torch
     >>> import gradscope as gs
@@ -249,7 +249,7 @@ def _row(name: str, profiles: Sequence[Profile], margin: float) -> tuple[dict[st
     found, remark = None, ""
     try:
         found = growth(profiles, margin=margin)
-        remark = f"{found.verdict}. Judging by the estimate, {found.advice}." if found.advice else ""
+        remark = f"{found.verdict}. At the present estimate, {found.advice}." if found.advice else ""
     except ValueError as error:
         remark = f"no rate. {error}"
     totals = np.array([one.log10_values[0, -1] for one in profiles])

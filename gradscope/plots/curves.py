@@ -68,7 +68,7 @@ def profile(
     "layers to 'layers.2'"
     """
     rows = gsc_rows(data)
-    targets = rows["target"].dropna().unique() if "target" in rows else []
+    targets: list[str] = rows["target"].dropna().unique().tolist() if "target" in rows else []
     label = f"layers to {targets[0]!r}" if len(targets) == 1 else LABELS["depth_from_output"]
     ax = _curves(rows, "depth_from_output", "log10_value", hue, style, ax, notes=notes, grows=True)
     ax.set(xlabel=label, ylabel=LABELS[rows["quantity"].iloc[0]])
