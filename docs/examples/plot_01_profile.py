@@ -21,7 +21,7 @@ print(profile)
 
 # %%
 # The last line holds the growth rate per layer, its 95 % interval for networks drawn like this one, and the verdict:
-# exploding, vanishing, stable or undecided.  ``total`` describes this network alone.
+# exploding, vanishing, stable or undecided.  ``total`` is log10 GSC from the input to the output of this network.
 
 growth = profile.growth()
 print("rate per layer:", round(growth.rate, 3))

@@ -46,8 +46,8 @@ inside = gs.gsc(model, x, layers="4.*", probes=8)
 inside.to_frame()[["layer", "value"]].round(3)
 
 # %%
-# ``named_profile`` writes the layers at the axis.  The bars are 95 % intervals, because eight random probes estimate
-# each value.  ``ax.figure.savefig("gsc.png")`` would save the picture.
+# ``named_profile`` writes the names of the layers at the axis.  Each value is estimated from eight random probes; bars
+# are 95 % intervals.  ``ax.figure.savefig("gsc.png")`` would save the picture.
 
 ax = gs.plots.named_profile(profile)
 plt.show()

@@ -31,7 +31,8 @@ comparison = gs.compare_models({"small": network(0.8), "critical": network(1.0),
 print(comparison)
 
 # %%
-# All these intervals together contain the true ratios of the rates with a probability of 95 %.
+# The intervals of the ratios of two rates, from ``low`` to ``high``, together contain all true ratios with a
+# probability of 95 %.
 
 comparison.differences[["model", "other", "ratio", "low", "high", "differ"]].round(3)
 

@@ -20,12 +20,12 @@ print("measured: ", profile.growth())
 print("predicted:", round(gs.meanfield.gsc_rate("tanh", "layer"), 4))
 
 # %%
-# ``gs.compare`` compares every layer with theory, and also with its siblings, the similar layers of the same network.
+# ``gs.compare`` compares every layer with theory, and also with the similar layers of the same network (its siblings).
 
 print(gs.compare(model, x))
 
 # %%
-# With layer normalization, which fixes the lengths, the growth rate depends on the activation alone.
+# In theory, the growth rate depends on the activation alone if layer normalization fixes the lengths.
 
 rates = {name: gs.meanfield.gsc_rate(name, "layer") for name in ("relu", "gelu", "silu", "tanh", "selu", "sigmoid")}
 for name, rate in rates.items():

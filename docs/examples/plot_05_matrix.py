@@ -2,7 +2,7 @@
 Between which two layers does the gradient change?
 ==================================================
 
-One backward sweep measures GSC between all pairs of layers.  GSC is not multiplicative: GSC over several layers is not
+``gs.gsc_matrix`` measures GSC between all pairs of layers.  GSC is not multiplicative: GSC over several layers is not
 the product of the values of the single layers.
 """
 

@@ -22,7 +22,7 @@ for name, profile in profiles.items():
     print(f"{name:10} largest relative standard error: {profile.relative_error:.3f}")
 
 # %%
-# A 95 % interval should contain the exact value, here 0, for about 95 % of the layers.
+# The figure shows estimate minus exact value.  So 95 % intervals should contain 0 for about 95 % of the layers.
 
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 truth = exact.to_frame()["log10_value"].to_numpy()

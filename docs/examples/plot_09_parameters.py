@@ -27,4 +27,4 @@ ax.set(xlabel="log10 GSC of the parameters", ylabel="layer, input on top")
 plt.show()
 
 # %%
-# *GSC of the parameters of a ResNet before training, with 95 % intervals from the probes.*
+# *GSC of the parameters of a ResNet before training.  The 95 % intervals contain the error of the random probes only.*

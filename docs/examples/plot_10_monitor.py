@@ -2,8 +2,8 @@
 Monitor a training run
 ======================
 
-``gs.Monitor`` takes a record at some steps of your own training loop.  By default, it skips records that would make
-training take more than 3 % longer.  Its warnings name the layer.
+``gs.Monitor`` measures a model at scheduled steps of your own training loop.  By default, it skips measurements that
+would make training take more than 3 % longer.  Its warnings name the layer.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Which layer is wrong?
 =====================
 
-``gs.compare`` gives the input of each layer to its siblings, the similar layers of the network.  It names the first
-layer whose output differs from theirs.
+``gs.compare`` runs each layer and the similar layers of the network (its siblings) on the same input.  It names the
+first layer whose output differs from the outputs of its siblings.
 """
 
 import torch

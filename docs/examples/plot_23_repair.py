@@ -2,9 +2,9 @@
 Which factors on the weights bring GSC to a goal?
 =================================================
 
-``gs.repair`` computes one factor for the weights of each unit, such that GSC of the unit reaches a goal, here 1.05. A
-goal near 1 means that the unit hardly amplifies or damps relative changes.  Nothing changes before ``apply()``;
-``undo()`` restores all weights exactly.
+``gs.repair`` computes one factor for the weights of each unit, such that GSC from its input to its output
+reaches a goal, here 1.05.  With a goal near 1, the unit hardly amplifies or damps relative changes.  The weights do not
+change before ``apply()``; ``undo()`` restores all weights exactly.
 """
 
 import matplotlib.pyplot as plt

@@ -106,8 +106,8 @@ if PADDING == "circular":
 # The mean over all positions makes an equivariant map invariant. A single pooling layer does not.
 # In the :doc:`study of pooling </docs/studies/pooling>`, images are shifted by one pixel. Max
 # pooling multiplies the resulting change of a feature map by 0.87, and average pooling by 0.68.
-# After max pooling, the change is still 0.25 of the distance between the maps of two images; after
-# average pooling, 0.20.
+# After max pooling, the change by the shift is still 0.25 of the distance between the maps of two
+# different images; after average pooling, 0.20.
 
 means = [float(layer(image.roll(shift, dims=3), 1).mean()) for shift in shifts]
 print(f"mean over positions, stride 1: {min(means):.6f} to {max(means):.6f}")

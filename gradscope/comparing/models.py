@@ -51,7 +51,8 @@ class ModelComparison:
     - ``differences``: one row per pair of models that have a rate and at least two networks each.  ``ratio`` is the
       rate of ``model`` divided by that of ``other``, with the interval ``low`` to ``high``; ``differ`` says whether it
       excludes 1.  With probability 95 %, all these intervals contain their true ratios.
-    - ``remarks``: sentences on models without a rate and on seeds that gave equal networks.
+    - ``remarks``: sentences on models without a rate, on seeds that gave equal networks, and on how many networks would
+      decide an undecided verdict, if the rate stays and its interval shrinks with the root of their number.
 
     >>> import torch
     >>> import gradscope as gs
@@ -171,10 +172,10 @@ def compare_models(
         profiles, equal = _measured(name, factory, data, numbers, options)
         if equal:
             remarks.append(_equal(name, equal, len(numbers)))
-        row, reason = _row(name, list(profiles.values()), margin)
-        if reason:
-            remarks.append(f"{name}: no rate. {reason}")
-        elif len(profiles) > 1:
+        row, remark = _row(name, list(profiles.values()), margin)
+        if remark:
+            remarks.append(f"{name}: {remark}")
+        if row["verdict"] != NO_RATE and len(profiles) > 1:
             slopes[name] = np.array([math.log(one.growth().rate) for one in profiles.values()])
         rows.append(row)
         frames += [one.to_frame().assign(model=name, seed=seed) for seed, one in profiles.items()]
@@ -243,12 +244,13 @@ def _equal(name: str, equal: Sequence[int], num: int) -> str:
 
 
 def _row(name: str, profiles: Sequence[Profile], margin: float) -> tuple[dict[str, Any], str]:
-    """A row of the table, and the reason why there is no rate, or ""."""
-    found, reason = None, ""
+    """A row of the table, and why there is no rate, or what would decide; or ""."""
+    found, remark = None, ""
     try:
         found = growth(profiles, margin=margin)
+        remark = f"{found.verdict}. At the present estimate, {found.advice}." if found.advice else ""
     except ValueError as error:
-        reason = str(error)
+        remark = f"no rate. {error}"
     totals = np.array([one.log10_values[0, -1] for one in profiles])
     return {
         "model": name,
@@ -256,7 +258,7 @@ def _row(name: str, profiles: Sequence[Profile], margin: float) -> tuple[dict[st
         "verdict": getattr(found, "verdict", NO_RATE),
         **dict(zip(("total", "total_low", "total_high"), _total(totals, found), strict=True)),
         "networks": len(profiles),
-    }, reason
+    }, remark
 
 
 def _total(totals: FloatArray, found: Growth | None) -> tuple[float, float, float]:

@@ -65,11 +65,13 @@ def profile(
     >>> import torch, gradscope as gs
     >>> measured = gs.gsc(gs.models.MLP(depth=3, width=8), torch.randn(16, 8))
     >>> profile(measured).get_xlabel()
-    'layers between $f_k$ and the target'
+    "layers to 'layers.2'"
     """
     rows = gsc_rows(data)
+    targets: list[str] = rows["target"].dropna().unique().tolist() if "target" in rows else []
+    label = f"layers to {targets[0]!r}" if len(targets) == 1 else LABELS["depth_from_output"]
     ax = _curves(rows, "depth_from_output", "log10_value", hue, style, ax, notes=notes, grows=True)
-    ax.set(xlabel=LABELS["depth_from_output"], ylabel=LABELS[rows["quantity"].iloc[0]])
+    ax.set(xlabel=label, ylabel=LABELS[rows["quantity"].iloc[0]])
     return ax
 
 

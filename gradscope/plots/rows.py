@@ -21,7 +21,7 @@ LABELS = {
     "sign_diversity": "sign diversity",
     "linear_fit_error": "linear fit error",
     "jacobian_coherence": "coherence of Jacobians",
-    "depth_from_output": "layers between $f_k$ and the target",
+    "depth_from_output": "layers to the target",
     "index": "layer, from the input",
 }
 MEASURED = "gradscope.gsc(model, data).to_frame()"

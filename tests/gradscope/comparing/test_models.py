@@ -68,6 +68,8 @@ def test_the_numbers_are_those_of_growth(found):
         profiles, row = by_hand(factory), result.table.set_index("model").loc[name]
         growth = gs.growth(profiles)
         assert (row["rate"], row["rate_low"], row["verdict"]) == (growth.rate, growth.rate_low, growth.verdict)
+        said = f"{name}: undecided. At the present estimate, {growth.advice}." in result.remarks
+        assert said == (growth.verdict == "undecided")
         own = result.frame[result.frame["model"] == name]
         np.testing.assert_array_equal(own["log10_value"], np.concatenate([p.log10_values[:, 0] for p in profiles]))
         totals = [p.log10_values[0, 0] for p in profiles]
@@ -121,7 +123,7 @@ def test_equal_networks_are_counted_once_and_named():
     assert "own seed: all 3 seeds gave the same network" in str(result)
     calls = itertools.cycle([fixed, Scaled, fixed])
     result = gs.compare_models({"mixed": lambda: next(calls)()}, DATA, seeds=3)
-    assert result.remarks == ("mixed: seeds 2 gave networks equal to earlier ones, which count once.",)
+    assert result.remarks[0] == "mixed: seeds 2 gave networks equal to earlier ones, which count once."
 
 
 def test_tables(found):

@@ -54,7 +54,12 @@ def test_lines_are_means_over_seeds():
     assert len(drawn) == 3
     assert "GSC" in ax.get_ylabel()
     assert "squared" in ax.get_ylabel()
-    assert "layers between" in ax.get_xlabel()
+
+
+def test_the_horizontal_axis_names_the_target_if_there_is_only_one():
+    assert plots.profile(profile(0, 0.1)).get_xlabel() == "layers to 'layers.10'"
+    several = {"short": profile(0, 0.1, depth=8), "long": profile(0, 0.1)}
+    assert plots.profile(several).get_xlabel() == "layers to the target"
 
 
 def test_a_prediction_has_the_color_of_its_network_and_a_shape_of_its_own():
