@@ -19,6 +19,7 @@ SHARE, LENGTH, GSC = 0.05, 1.1, 0.1
 # The band of theory is meant for at least this fraction of single networks.
 COVERED = 0.95
 BRANCHES = ("attention", "mlp")
+JOINTLY = "the intervals hold jointly"
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
@@ -40,13 +41,13 @@ def shares(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)} and {DEPTHS[-1]} blocks, theory predicts the skip share of every branch within {SHARE:g}",
         means.all_of(*(one.within(0.0, SHARE) for one in found.values())),
-        f"largest difference (measured - theory): {worst:+}, in the {branch} branch of block {block}, one of "
-        f"{len(found)} simultaneous intervals; limit: {SHARE:g} for every interval",
+        f"largest of {len(found)} differences (measured - theory): {worst:+}, in the {branch} branch of block {block}; "
+        f"limit: {SHARE:g} for every difference; {JOINTLY}",
     )
 
 
 def band(frame: pd.DataFrame, norm: str) -> Claim:
-    """Whether the band of theory holds at least `COVERED` of the networks."""
+    """Whether at least `COVERED` of the networks have GSC in the band of theory."""
     return Claim(
         f"With {name(norm)}, GSC of at least {100 * COVERED:g} % of the networks lies in the band of theory",
         inside(frame, norm).above(COVERED),
@@ -68,7 +69,7 @@ def _lengths(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, theory predicts the squared length of the stream within {100 * (LENGTH - 1):.0f} %",
         means.all_of(*(one.within(0.0, math.log10(LENGTH)) for one in found.values())),
-        f"log10 of (measured / predicted squared length): {ratios}; limit: {math.log10(LENGTH):.3f} for every depth",
+        f"log10 of (measured / predicted squared length): {ratios}; limit: {math.log10(LENGTH):.3f} for every depth; {JOINTLY}",
     )
 
 
@@ -79,7 +80,7 @@ def _gsc(frame: pd.DataFrame, norm: str) -> Claim:
         means.all_of(*(one.within(0.0, GSC) for one in found.values())),
         "measured - theory: "
         + listed(f"{one:+} at depth {depth}" for depth, one in found.items())
-        + f"; limit: {GSC:g} for every depth",
+        + f"; limit: {GSC:g} for every depth; {JOINTLY}",
     )
 
 
@@ -90,12 +91,13 @@ def _differences(measured: pd.DataFrame, predicted: pd.DataFrame) -> dict[int, M
 
 
 def _rises(frame: pd.DataFrame) -> Claim:
-    """Whether the stream takes over with depth, as dilution by a growing stream implies."""
+    """Whether the skip share grows with depth, as a growing residual stream implies."""
     ends = [numbers.shares(frame, "pre", branch).iloc[:, [0, -1]] for branch in BRANCHES]
     found = [means.mean(end.iloc[:, 1] - end.iloc[:, 0], comparisons=len(ends)) for end in ends]
     return Claim(
-        f"With pre-norm, skips pass a larger share in the last of {DEPTHS[-1]} blocks than in the first",
+        f"With pre-norm, skip connections have a larger share in the last of {DEPTHS[-1]} blocks than in the first",
         means.all_of(*(one.above(0.0) for one in found)),
         "skip share of the last block minus that of the first: "
-        + listed(f"{one:+} ({branch})" for one, branch in zip(found, BRANCHES, strict=True)),
+        + listed(f"{one:+} ({branch})" for one, branch in zip(found, BRANCHES, strict=True))
+        + f"; {JOINTLY}",
     )
