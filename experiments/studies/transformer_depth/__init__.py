@@ -206,12 +206,12 @@ theory** is the range in which theory expects GSC of at least {100 * theory.COVE
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. They cover weights, windows and probes. Each holds by itself,
-unless a claim calls its intervals simultaneous. All networks are at initialization, with one kind of MLP, one kind of
+unless a claim says that its intervals hold jointly. All networks are at initialization, with one kind of MLP, one kind of
 norm and one length of text. Their width is small, and GSC depends on the width (study [depth_width](depth_width.md)).
 The expectation of a power or an exponential comes from multilayer perceptrons and does not cover attention.
 
-Claims and thresholds were fixed in an earlier sweep with seeds 0 to 7, which measured GSC to the last block. Exploratory
-claims were added after that sweep. Tolerances for theory were set after a comparison with two networks of depth
+Claims and thresholds are those of an earlier sweep with other seeds (0 to 7), which measured GSC to the last block.
+Exploratory claims were added after that sweep. Tolerances for theory were set after a comparison with two networks of depth
 {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on exponential and power were extended from
 growth to decay.
 
