@@ -156,6 +156,23 @@ Autograd must give dE/dw1, dE/dw2 and dE/dw3, and `gs.measure` their absolute va
 is at most (w / 4)^L. It is measured over {chains.UNITS} units for {" and for ".join(chains.LONG)}. The second choice
 keeps the units near their largest slope.
 
+**Networks.** The networks are fully connected, with depth {{model.depth}}, width {{model.width}} and a linear head for
+{{model.out_features}} classes, in {{dtype}}. Inputs are {{data.batch_size}} samples of Gaussian noise with random
+labels; there are {{num_seeds}} initializations. Weights have variance 2 / n for ReLU and 1 / n otherwise, where n is
+the number of inputs of the layer. We measure:
+
+- the gradient norm: the norm of the gradient of the mean cross-entropy with respect to the weights of a layer
+  (`gs.measure`);
+- the growth rate of GSC from every layer to the logits;
+- the standard deviation over samples of the pre-activations of the last layer.
+
+The **factor per layer** is the mean factor by which the gradient norm grows per layer, from the last layer back to the
+second.
+
+**Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]), which is at
+most sqrt(v) / 4 for any data. Larger weights raise this bound, so we also multiply the hidden weights of the sigmoid
+network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation, which removes the bound.
+""",
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer hold
 jointly (Bonferroni) for all {len(NETWORKS)} networks, and for all {len(SCALES)} scales of the weights. All networks are
