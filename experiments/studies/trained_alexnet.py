@@ -53,9 +53,9 @@ def answer(collected: Collected) -> str:
         fallen.append(f"{sum(one.value < 0 for one in last.values())} of {len(last)} units of {_name(model)}")
         farthest.append(f"10^{change.value:+.2f} in {_unit(unit)} of {_name(model)}")
     return (
-        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. After training, mean GSC from "
-        f"a unit (layer, activation or pooling) to the logits is lower than before in {listed(fallen)}. The largest "
-        f"changes multiply GSC by {listed(farthest)}."
+        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. After training, mean GSC "
+        "from a unit (layer, activation or pooling) to the logits is lower than before training in "
+        f"{listed(fallen)}. The largest changes multiply GSC by {listed(farthest)}."
     )
 
 
@@ -213,9 +213,9 @@ measure several seeds, because GSC differs more between seeds before training th
     method=f"""
 Two AlexNets for CIFAR-10 ([training](../training.md)) are trained for {{train.epochs}} epochs by SGD with momentum
 {{optimizer.momentum}}, a one-cycle learning rate up to {{optimizer.lr}}, batches of {{train.batch_size}} and label
-smoothing {{train.label_smoothing}}. There are {{num_seeds}} runs per network. AlexNet A is used without dropout, because
-dropout lowers the accuracy after few epochs ([decisions](../decisions.md)). Training uses bfloat16 (autocast); GSC is
-measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
+smoothing {{train.label_smoothing}}. There are {{num_seeds}} runs per network. AlexNet A is used without dropout,
+because dropout lowers the accuracy after few epochs ([decisions](../decisions.md)). Training uses bfloat16 (autocast);
+GSC is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
 ([results](../../results/README.md)).
 
 Every {{monitor.every}} steps, GSC from every unit to the logits is measured exactly, always on the same

@@ -23,12 +23,12 @@ def answer(collected: Collected) -> str:
     before, after = (mean(change(frame, CONVOLUTIONAL, when)).value for when in WHEN)
     images = [claim.holds for claim in of.images(frame)]
     return (
-        f"Convolutions {keep} the symmetry up to rounding (a shift of the image shifts the feature maps), except near the "
-        "border, if the total stride of the map divides the shift; the symmetry is broken by "
+        f"Convolutions {keep} the symmetry up to rounding (a shift of the image shifts the feature maps), except near "
+        "the border, if the total stride of the map divides the shift; the symmetry is broken by "
         f"{listed(breaks)}. A shift by one pixel changes the output of an AlexNet by {before:.2f} of the distance "
         f"between the outputs for two images at initialization, and by {after:.2f} of this distance after training. "
-        f"Images whose statistics are the same at all positions have {len(images)} properties that we test; CIFAR-10 is "
-        f"shown to have {images.count(True)} of these {len(images)}."
+        f"Images whose statistics are the same at all positions have {len(images)} properties that we test; CIFAR-10 "
+        f"is shown to have {images.count(True)} of these {len(images)}."
     )
 
 

@@ -86,8 +86,8 @@ inputs, so effects of the seed that they share cancel. We report geometric means
 **Mean field** is the limit of many channels (J. Xiao et al., arXiv:1806.05393). The weights of a kernel are
 independent, so a convolution with He's weights and ReLU does not change GSC, for any stride. Zero padding changes GSC,
 because at the border some weights multiply zeros. Average pooling of m pixels multiplies GSC by
-1 / (1 + (m - 1) rho), where rho is the cosine similarity of two pixels of a window. The factor is 1 / m if all pixels of
-a window are equal.
+1 / (1 + (m - 1) rho), where rho is the cosine similarity of two pixels of a window. The factor is 1 / m if all pixels
+of a window are equal.
 
 Max pooling passes each gradient to the largest pixel of a window. This pixel is positive more often than others, so the
 ReLU before it passes more of the gradient. For pre-activations h_1, ..., h_m of variance 1 in a window, the factor of

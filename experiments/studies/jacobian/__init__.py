@@ -155,26 +155,37 @@ look at both norm and effective rank: the norm can be stable although nearly all
 """,
     method=f"""
 **A map of the plane.** A tanh network R^2 -> R^2 (depth {PLANE_DEPTH}, width {PLANE_WIDTH}, weight variance
-{PLANE_VARIANCE:g} / fan-in, float64) 
+{PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. We measure two numbers for steps h from
+{STEPS[0]:g} to {STEPS[-1]:g}:
+
+- the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} directions u. This
+  error is proportional to h if J is the derivative;
+- the area of the image of a square of side h, divided by h^2. For small h, this ratio tends to |det J|.
+
+**Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three networks have
+Gaussian weights: *linear*, *tanh* and *selu*. Two networks are controls: *orthogonal* is linear with uniformly random
+orthogonal weights, and *expanding* multiplies such weights by {SCALE:g}. We compute four numbers from the singular
+values s_i of the Jacobian J from the input to every layer:
+
 - the quadratic mean norm qm(J), the root of the mean of s_i^2;
-- the mean log singular value ln|det J| / n, which is at most ln qm(J). We sum ln|det| over layers, because small
-  singular values of the product are below the rounding errors of the large ones;
+- the mean log singular value ln|det J| / n, which is at most ln qm(J). The **volume** is |det J|. We sum ln|det| over
+  layers, because small singular values of the product are below the rounding errors of the large ones;
 - the mean log singular value without the largest tenth of the singular values;
 - the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio). It is n if all s_i are equal, and 1 if only one
-  s_i is not zero. If the effective rank is below {FEW:g} n, few directions carry the norm.
+  s_i is not zero. If the effective rank is below {FEW:g} n, we say that few directions carry the norm.
 
-Rates are mean changes per layer over the half of the layers farther from the input. *Explode*, *vanish* and *collapse*
-are defined as for GSC: the square of the number changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For
-Gaussian matrices W of variance 1 / n, the mean of ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
+Rates are mean changes per layer over the half of the layers farther from the input. qm(J), or the geometric mean of the
+singular values, **explodes** if its square grows by a factor of more than {STABLE_SQUARE:g} per layer. It **vanishes**
+or **collapses** if its square shrinks by a factor of more than {STABLE_SQUARE:g} per layer. For Gaussian matrices W of
+variance 1 / n, the mean of ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations and input points. The inequality between ln qm(J) and the
-mean log singular value, and the rates of both controls, are known beforehand, so they check the measurement. All
-numbers are exact up to rounding in float64. At the smallest steps, rounding dominates the error of the linearization.
-Gaussian matrices lose volume even without a nonlinearity, so a collapsing volume is mainly an effect of the weights.
-Tanh networks reach a constant rate only after many layers, so the first layers still affect the rates. The effective
-rank and the controls were added after a first look at norms and volumes. Layers are square. Normalization and ReLU are
-left out: they make J singular.
+Intervals are 95 % Student's t intervals over initializations and input points. The rates of both controls are known
+beforehand, so they check the measurement. All numbers are exact up to rounding in float64. At the smallest steps,
+rounding dominates the error of the linearization. Volume also collapses in the linear network, so a collapse is mainly
+an effect of the Gaussian weights. Tanh networks reach a constant rate only after many layers, so their rates depend on
+the depth. The effective rank and the controls were added after a first look at norms and volumes. All layers are
+square. Normalization and ReLU are left out, because they make J singular.
 """,
     claims=claims,
     figures=figures.draw,

@@ -51,11 +51,11 @@ def answer(collected: Collected) -> str:
     exponential, power = _exponential(frame, "post").verdict, _power(frame, "pre").verdict
     band = " and ".join(f"{theory.inside(frame, norm)} with {name(norm)}" for norm in NORMS)
     return (
-        f"At initialization, log10 GSC over the {DEPTHS[-1]} blocks of a GPT is {deepest['pre']} with pre-norm and "
-        f"{deepest['post']} with post-norm; exponential growth with post-norm is {exponential}, and a power of the depth "
-        f"with pre-norm is {power}. If the weights that write into the residual stream are scaled by 1 / sqrt(2 depth), "
-        f"log10 GSC is {scaled[0]} with pre-norm and {scaled[1]} with post-norm. GSC is in the range that mean-field "
-        f"theory predicts for single networks in {band}."
+        f"Exponential growth with post-norm is {exponential}, and growth as a power of the depth with pre-norm is "
+        f"{power}: at initialization, log10 GSC over the {DEPTHS[-1]} blocks of a GPT is {deepest['pre']} with pre-norm "
+        f"and {deepest['post']} with post-norm. If the weights that write into the residual stream are scaled by "
+        f"1 / sqrt(2 depth), log10 GSC is {scaled[0]} with pre-norm and {scaled[1]} with post-norm. GSC is in the range "
+        f"that mean-field theory predicts for single networks in {band}."
     )
 
 
@@ -122,8 +122,8 @@ def _power(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, GSC is a power of the depth",
         holds,
-        f"{_because(frame, norm)}; power: {POWER - POWER_TOLERANCE:.2f} to {POWER + POWER_TOLERANCE:.2f}; exponent from "
-        f"depth {WINDOW[1]} to {WINDOW[2]}: {exponent}",
+        f"{_because(frame, norm)}; power: {POWER - POWER_TOLERANCE:.2f} to {POWER + POWER_TOLERANCE:.2f}; exponent "
+        f"from depth {WINDOW[1]} to {WINDOW[2]}: {exponent}",
     )  # fmt: skip
 
 
@@ -206,14 +206,15 @@ theory** is the range in which theory expects GSC of at least {100 * theory.COVE
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. They cover weights, windows and probes. Each holds by itself,
-unless a claim says that its intervals hold jointly. All networks are at initialization, with one kind of MLP, one kind of
-norm and one length of text. Their width is small, and GSC depends on the width (study [depth_width](depth_width.md)).
-The expectation of a power or an exponential comes from multilayer perceptrons and does not cover attention.
+unless a claim says that its intervals hold jointly. All networks are at initialization, with one kind of MLP, one kind
+of norm and one length of text. Their width is small, and GSC depends on the width (study
+[depth_width](depth_width.md)). The expectation of a power or an exponential comes from multilayer perceptrons and does
+not cover attention.
 
 Claims and thresholds are those of an earlier sweep with other seeds (0 to 7), which measured GSC to the last block.
-Exploratory claims were added after that sweep. Tolerances for theory were set after a comparison with two networks of depth
-{DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on exponential and power were extended from
-growth to decay.
+Exploratory claims were added after that sweep. Tolerances for theory were set after a comparison with two networks of
+depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on exponential and power were extended
+from growth to decay.
 
 **Networks without normalization were dropped after the sweep.** Their stream grows exponentially, so attention scores
 soon exceed the precision of float32. GSC in float32 and in float64 then differ by orders of magnitude. The claim that

@@ -69,7 +69,8 @@ def _lengths(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, theory predicts the squared length of the stream within {100 * (LENGTH - 1):.0f} %",
         means.all_of(*(one.within(0.0, math.log10(LENGTH)) for one in found.values())),
-        f"log10 of (measured / predicted squared length): {ratios}; limit: {math.log10(LENGTH):.3f} for every depth; {JOINTLY}",
+        f"log10 of (measured / predicted squared length): {ratios}; limit: {math.log10(LENGTH):.3f} for every depth; "
+        f"{JOINTLY}",
     )
 
 
