@@ -86,8 +86,8 @@ def answer(collected: Collected) -> str:
     return (
         f"If the image is shifted by {FIRST} pixel, pooling multiplies the change of a feature map by {first}; if the "
         f"image is shifted by {LAST} pixels, by {last}. At the larger shift, the benefit of pooling is "
-        f"{less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still changes the map by {values} of the distance "
-        f"between the maps of two images, so the map is {nearly} invariant (limit: {SMALL:g})."
+        f"{less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still changes the map by {values} of the "
+        f"distance between the maps of two images, so the map is {nearly} invariant (limit: {SMALL:g})."
     )
 
 
@@ -151,8 +151,8 @@ images. Both are root mean squares over images. A **factor** is the change of th
 the change of the full map. For each seed, we take the geometric mean over both ReLUs. For each kind of pooling, the
 intervals of all shifts hold jointly (Bonferroni).
 """,
-    how_sure=f"""
-Intervals are 95 % Student's t intervals of the logarithm over {{num_seeds}} seeds. Each seed draws other weights and
+    how_sure="""
+Intervals are 95 % Student's t intervals of the logarithm over {num_seeds} seeds. Each seed draws other weights and
 other images. The networks are not trained. The study [convolution](convolution.md) measures pooled maps after training.
 A shift of the image moves the second map by half as many pixels, because the first pooling halves the width. The factor
 for the smallest shift was known before this study.

@@ -122,7 +122,8 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
         _lower("Training brings the AlexNet nearer to invariance", after / before, f"change / distance, {RATIO}"),
         _lower(
             "Exploratory: training lowers the change of the output under a shift by one pixel",
-            moved, f"change {RATIO}, {UNIT}",
+            moved,
+            f"change {RATIO}, {UNIT}",
         ),
         Claim(farther, apart.above(1), f"ratio (distance {RATIO}, {UNIT}): {apart}; claimed: above 1"),
         Claim(

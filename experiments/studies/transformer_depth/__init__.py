@@ -52,10 +52,10 @@ def answer(collected: Collected) -> str:
     band = " and ".join(f"{theory.inside(frame, norm)} with {name(norm)}" for norm in NORMS)
     return (
         f"Exponential growth with post-norm is {exponential}, and growth as a power of the depth with pre-norm is "
-        f"{power}: at initialization, log10 GSC over the {DEPTHS[-1]} blocks of a GPT is {deepest['pre']} with pre-norm "
-        f"and {deepest['post']} with post-norm. If the weights that write into the residual stream are scaled by "
-        f"1 / sqrt(2 depth), log10 GSC is {scaled[0]} with pre-norm and {scaled[1]} with post-norm. GSC is in the range "
-        f"that mean-field theory predicts for single networks in {band}."
+        f"{power}: at initialization, log10 GSC over the {DEPTHS[-1]} blocks of a GPT is {deepest['post']} with "
+        f"post-norm and {deepest['pre']} with pre-norm. If the weights that write into the residual stream are scaled "
+        f"by 1 / sqrt(2 depth), log10 GSC is {scaled[1]} with post-norm and {scaled[0]} with pre-norm. GSC is in the "
+        f"range that mean-field theory predicts for single networks in {band}."
     )
 
 
@@ -213,8 +213,8 @@ not cover attention.
 
 Claims and thresholds are those of an earlier sweep with other seeds (0 to 7), which measured GSC to the last block.
 Exploratory claims were added after that sweep. Tolerances for theory were set after a comparison with two networks of
-depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on exponential and power were extended
-from growth to decay.
+depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on exponential and power were
+extended from growth to decay.
 
 **Networks without normalization were dropped after the sweep.** Their stream grows exponentially, so attention scores
 soon exceed the precision of float32. GSC in float32 and in float64 then differ by orders of magnitude. The claim that
