@@ -76,8 +76,8 @@ largest entry of the gradient. The cases have strides {listed(STRIDES)}, padding
 **Equivariance.** T shifts images to the right. T' shifts a map by the same distance, divided by the total stride of the
 map and rounded to whole positions. The relative error of a map f is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2). The
 images are mosaics of four images, because late maps see a window larger than one image. Positions that depend on the
-border or on pixels that the shift brings in are left out. The error at the border is measured with a circular shift
-that all strides divide, so that only zero padding can break the symmetry.
+border or on pixels that the shift brings in are left out. The error at the border is measured with a circular shift by
+a multiple of all strides, so that only zero padding can break the symmetry.
 
 **Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by the distance between the logits of two
 different images. Both are root mean squares over images. Missing pixels are filled by reflection. For the effect

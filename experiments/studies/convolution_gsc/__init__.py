@@ -67,7 +67,10 @@ def answer(collected: Collected) -> str:
 STUDY = Study(
     question="What do stride, padding and pooling do to the gradients of a convolutional network?",
     use="""
-You can choose stride and padding without considering gradients, because both hardly change GSC at initialization. """,
+You can choose stride and padding without considering gradients, because both hardly change GSC at initialization.
+Max pooling lowers GSC, and average pooling lowers GSC much more. A random change has different signs at the pixels of a
+window, so averaging cancels most of it.
+""",
     method=f"""
 A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} convolutions of size 3 x 3 with ReLU,
 {{model.channels}} channels, He's weights and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels
@@ -108,7 +111,7 @@ lower GSC more, already in the first stage.
         "torus). Dots are means with 95 % intervals. Crosses are mean field, drawn slightly above the dots. Factors in "
         "the gray band count as no change.",
         "layers": "GSC from every layer to the output. In the left panel, GSC is divided by GSC of the stack with "
-        "circular padding (the torus), and points are shifted slightly sideways. Bars are 95 % intervals over seeds. "
-        "Crosses are mean field, where it differs from 1.",
+        "circular padding (the torus), and points are shifted slightly sideways. The other panels show max pooling and "
+        "average pooling. Bars are 95 % intervals over seeds. Crosses are mean field, where it differs from 1.",
     },
 )

@@ -183,10 +183,10 @@ the embedding to the logits, with {{measurement.num_probes}} probes, in networks
 {", ".join(map(str, DEPTHS[:-1]))} and {DEPTHS[-1]} blocks. The depth is the number of blocks.
 
 A block has two branches f, attention and MLP. A branch turns the residual stream x into x + f(norm(x)) (**pre-norm**)
-or norm(x + f(x)) (**post-norm**). If x is k times as long as the output of f, the skip connection divides GSC - 1 of
-the branch by k^2 + 1 (study [residual](residual.md)). With post-norm, k is the same in every block, so we expected GSC
-to grow exponentially with the depth. With pre-norm, the stream grows and k^2 is proportional to the depth, so we
-expected GSC to grow as a power of the depth.
+or norm(x + f(x)) (**post-norm**). If x is k times as long as the output of f, the skip connection divides GSC - 1 by
+k^2 + 1 (study [residual](residual.md)). With post-norm, k is the same in every block, so we expected GSC to grow
+exponentially with the depth. With pre-norm, the stream grows and k^2 is proportional to the depth, so we expected GSC
+to grow as a power of the depth.
 
 **Exponential or power.** "Early" is the growth of log GSC per block from depth {WINDOW[0]} to {WINDOW[1]}, and "late"
 is the growth per block from depth {WINDOW[1]} to {WINDOW[2]}. The ratio late / early is 1 for an exponential and
@@ -201,8 +201,9 @@ ratio with a limit c, we test the sign of the mean of late - c early over seeds.
 **Theory.** `GPT.mean_field(x)` predicts GSC for infinite width ([theory](../theory.md#transformers)). It uses the
 variances of the weights and the embeddings of each network. `gs.residual` measures the **skip share** of each branch:
 the squared norm of the Jacobian of the skip connection, divided by that of skip connection and branch together. The
-**squared length** is that of the residual stream after the last branch, divided by that of the embedding. The **band of
-theory** is the range in which theory expects GSC of at least {100 * theory.COVERED:g} % of single networks.
+**squared length** is that of the residual stream after the last branch (with post-norm, before the norm), divided by
+that of the embedding. The **band of theory** is the range in which theory expects GSC of at least
+{100 * theory.COVERED:g} % of single networks.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. They cover weights, windows and probes. Each holds by itself,
@@ -211,8 +212,8 @@ of norm and one length of text. Their width is small, and GSC depends on the wid
 [depth_width](depth_width.md)). The expectation of a power or an exponential comes from multilayer perceptrons and does
 not cover attention.
 
-Claims and thresholds are those of an earlier sweep with other seeds (0 to 7), which measured GSC to the last block.
-Exploratory claims were added after that sweep. Tolerances for theory were set after a comparison with two networks of
+Claims and thresholds are those of an earlier sweep with other seeds (0 to 7), which measured GSC to the last block
+instead of the logits. Exploratory claims were added after that sweep. Tolerances for theory were set after a comparison with two networks of
 depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on exponential and power were
 extended from growth to decay.
 
