@@ -134,10 +134,11 @@ run, but do not stop the run automatically. Do not rely on GSC at initialization
 """,
     method=f"""
 Fully connected networks without skip connections (depth {DEPTH}, width {WIDTH}) learn to classify images of digits.
-They are trained by SGD with momentum in float32, with {{num_seeds}} seeds for each network and peak learning rate. The learning
-rate rises linearly to its peak over the {NUM_STEPS} steps of a run (range test, L. N. Smith, arXiv:1506.01186). So a
-run may learn at first and fail later. Gradients of relu+batch, tanh+layer and selu explode at initialization; the
-other networks are relu and tanh. GSC is estimated from {NUM_PROBES} probes, the same at every step, on {NUM_IMAGES} test images.
+They are trained by SGD with momentum in float32, with {{num_seeds}} seeds for each network and peak learning rate. The
+learning rate rises linearly to its peak over the {NUM_STEPS} steps of a run (range test, L. N. Smith,
+arXiv:1506.01186). So a run may learn at first and fail later. Gradients of relu+batch, tanh+layer and selu explode at
+initialization; the other networks are relu and tanh. GSC is estimated from {NUM_PROBES} probes, the same at every step,
+on {NUM_IMAGES} test images.
 
 A run **fails** at the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10. Guessing among the 10
 classes gives the loss ln 10. **Controls** are the runs that do not fail. A control has **learned** if its last loss is
@@ -177,7 +178,8 @@ normalization.
         "leads": "Steps from a signal to the failure (left) and to a non-finite loss (right), one dot per run. Dots "
         "with equal values are shifted vertically. The diamond below the dots is their median, and the bar is its 95 % "
         "interval. There is no bar for fewer than six dots.",
-        "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires when its curve is above 1.",
+        "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires when its curve is above "
+        "1.",
         "failures": "Percentage of runs that fail, by network and peak learning rate. Networks are sorted by GSC at "
         "step 0.",
     },

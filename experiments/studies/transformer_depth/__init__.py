@@ -213,9 +213,9 @@ of norm and one length of text. Their width is small, and GSC depends on the wid
 not cover attention.
 
 Claims and thresholds are those of an earlier sweep with other seeds (0 to 7), which measured GSC to the last block
-instead of the logits. Exploratory claims were added after that sweep. Tolerances for theory were set after a comparison with two networks of
-depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on exponential and power were
-extended from growth to decay.
+instead of the logits. Exploratory claims were added after that sweep. Tolerances for theory were set after a
+comparison with two networks of depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on
+exponential and power were extended from growth to decay.
 
 **Networks without normalization were dropped after the sweep.** Their stream grows exponentially, so attention scores
 soon exceed the precision of float32. GSC in float32 and in float64 then differ by orders of magnitude. The claim that
