@@ -86,10 +86,9 @@ def answer(collected: Collected) -> str:
     )  # fmt: skip
     whole = _as_a_whole(frame, growth)
     agree = {
-        True: "As a whole, every exploding network is farther from linear than every other network",
-        False: "As a whole, a network that is not shown to explode can still be farther from linear than one that "
-        "explodes",
-        None: "It is undecided whether exploding networks as a whole are farther from linear than the others",
+        True: "Every exploding network is farther from linear than every other network",
+        False: "A network that is not shown to explode can still be farther from linear than one that explodes",
+        None: "It is undecided whether exploding networks are farther from linear than the others",
     }
     return f"{rates}. The last layer {linear.rstrip(';')}. {agree[whole.holds]}: {whole.because}."
 
@@ -146,8 +145,8 @@ def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     most = max(set(growth) - set(exploding), key=lambda model: found[model].value)
     least = min(exploding, key=lambda model: found[model].value)
     holds = verdict(found[most].high < found[least].low, found[most].low > found[least].high)
-    because = "the largest nonlinearity coefficient (NLC) of the networks that are not shown to explode is "
-    because += f"{found[most]}, for {_name(most)}; the smallest NLC of the exploding networks is {found[least]}, for "
+    because = "the largest nonlinearity coefficient (NLC) of networks not shown to explode is "
+    because += f"{found[most]}, for {_name(most)}; the smallest NLC of exploding networks is {found[least]}, for "
     because += _name(least)
     return Claim(says, holds, because)
 

@@ -184,12 +184,11 @@ def claims(collected: Collected) -> list[Claim]:
                   f"mean over units of |ln (local GSC / goal)|: {before} before and {after} after the repair, on "
                   "newly drawn digits"),
             Claim(f"{case}: the repaired network ends with a lower training loss than the bad one", lower.below(1),
-                  f"training loss of the repaired network divided by that of the bad one: {lower}"),
+                  f"training loss, repaired / bad: {lower}"),
             Claim(f"{case}: the repaired network classifies more test digits correctly than the bad one",
                   better.above(0), f"difference of the test accuracies: {better:+} percentage points"),
             Claim(f"{case}: the repaired network trains as well as one with a standard initialization",
-                  same.below(AS_GOOD), f"training loss of the repaired network divided by that of the standard one: "
-                  f"{same}; as well: below {AS_GOOD:g}"),
+                  same.below(AS_GOOD), f"training loss, repaired / standard: {same}; as well: below {AS_GOOD:g}"),
         ]  # fmt: skip
     return found
 
@@ -204,9 +203,8 @@ def answer(collected: Collected) -> str:
     factors = listed(f"{ratio(frame, case, REPAIRED, BAD)} for {case}" for case in CASES)
     return (
         f"`gs.repair`, which rescales weights, lowers the training loss of {len(lower)} of {len(CASES)} badly "
-        f"initialized networks ({listed(lower)}){raised}. The training loss with the repair, divided by that without, "
-        f"is {factors}. Repaired networks that are shown to train as well as with a standard initialization: "
-        f"{listed(same)}."
+        f"initialized networks{raised}. The training loss with the repair, divided by that without, is {factors}. "
+        f"Repaired networks that are shown to train as well as with a standard initialization: {listed(same)}."
     )
 
 

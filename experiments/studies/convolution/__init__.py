@@ -46,7 +46,7 @@ def details(collected: Collected) -> str:
     return (
         "The relative change is the change of the output under a shift by one pixel, divided by the distance between "
         "the outputs for two images. The last columns hold the factors by which training multiplies change and "
-        "distance, both relative to the root mean square of the outputs:\n\n"
+        "distance:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
         f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. {winner} contributes more to "
         "the invariance that the AlexNet gains by training."
@@ -80,9 +80,9 @@ border or on pixels that the shift brings in are left out. The error at the bord
 a multiple of all strides, so that only zero padding can break the symmetry.
 
 **Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by the distance between the logits of two
-different images. Both are root mean squares over images. Missing pixels are filled by reflection. For the effect
-of **pooling**, f is a map after the first or second ReLU: the full map, every second pixel of every second row, or the
-map after 2 x 2 max or average pooling.
+different images. Both are root mean squares over images, relative to the root mean square of the logits. Missing pixels
+are filled by reflection. For the effect of **pooling**, f is a map after the first or second ReLU: the full map, every
+second pixel of every second row, or the map after 2 x 2 max or average pooling.
 
 **Networks.** AlexNet B has four 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. The
 fully connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
@@ -97,13 +97,13 @@ The correlation r of neighbors is near 1 and cannot vary much, so its deviation 
 squared deviation is a product of two estimates, one from each half of the images. Their sampling errors are
 independent, so they cancel on average.
 """,
-    how_sure=f"""
-Intervals are 95 % Student's t intervals over {{num_seeds}} seeds. Seeds differ in the initialization, the measured
-images and the order of training images. The images for the statistics of pixels overlap between seeds. Training is
-short, so the accuracy is much lower than the network could reach. The study [pooling](pooling.md) measures larger
-shifts, without training. Relative errors and changes below {of.SMALL:g} count as small. The exploratory claims and
-the measure for neighbors were chosen after a first look at the data. The reference results use CIFAR-10 recompressed as
-JPEG (quality about 75). JPEG blocks of 8 x 8 pixels may make statistics depend on the position.
+    how_sure="""
+Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured
+images and the order of training images. The claims that training makes maps more equivariant have intervals that hold
+jointly. The images for the statistics of pixels overlap between seeds. Training is short, so the accuracy is much lower
+than the network could reach. The exploratory claims and the measure for neighbors were chosen after a first look at the
+data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG blocks of 8 x 8 pixels may make
+statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,

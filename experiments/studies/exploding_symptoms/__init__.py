@@ -75,10 +75,7 @@ def details(collected: Collected) -> str:
     if alarms.fired:
         first = decide.firsts(found).sum()
         names = decide.names_in_words(first.index[first == first.max()])
-        parts.append(
-            f"The signal that is most often first is: {names}, in {first.max()} runs. The thresholds of the signals "
-            "have different rates of false alarms."
-        )
+        parts.append(f"The signal that is most often first is: {names}, in {first.max()} runs.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
             f"No claim is made about signals that never fired: {decide.names_in_words(silent)}. The largest GSC at "
@@ -157,7 +154,7 @@ failing run. We report the fraction of pairs in which the signal fires in the co
 
 A signal is **reliable** if the whole 95 % interval of its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %,
 unreliable if it is above, and undecided otherwise. A claim about reliable signals is decided only if its verdict is the
-same with and without the undecided signals.
+same with and without the undecided signals. In claims, "most" means more than 50 %.
 """,
     how_sure=f"""
 Runs of one network at one learning rate (a cell) resemble each other, so the 95 % intervals resample whole cells. Each

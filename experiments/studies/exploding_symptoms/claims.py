@@ -29,7 +29,7 @@ def warns(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" announces most failures',
         warned.most,
-        f"{warned}; most: above 50 %; median lead: {lead}",
+        f"{warned}; median lead: {lead}",
     )
 
 
@@ -37,7 +37,7 @@ def silent(alarms: Alarms, name: str) -> Claim:
     """Whether a signal never fires in most controls."""
     every, learned = (alarms.part(~fired[name]) for fired in (alarms.false, quiet(alarms.table, learned=True)))
     says = f'In most controls, the signal "{WORDS[name]}" never fires'
-    return Claim(says, every.most, f"never fires in {every}; most: above 50 %; among controls that learned: {learned}")
+    return Claim(says, every.most, f"never fires in {every}; among controls that learned: {learned}")
 
 
 def tells(alarms: Alarms, name: str) -> Claim:
@@ -57,7 +57,7 @@ def update_first(alarms: Alarms) -> Claim:
     return Claim(
         'At these thresholds, "update" fires first (alone or at the same step as others) in most announced failures',
         update.most,
-        f"{update}; most: above 50 %; runs in which another signal is first: {others or 'none'}; false alarms of "
+        f"{update}; runs in which another signal is first: {others or 'none'}; false alarms of "
         f'"update": {alarms.false_alarms("update")}',
     )
 
@@ -76,8 +76,8 @@ def reliable(alarms: Alarms) -> list[Claim]:
         _most(f"Exploratory: reliable signals announce most of the failures after step {LATE}", alarms, *after),
         _most("Exploratory: reliable signals without the loss jump announce most failures", alarms, *others),
         Claim(
-            "In most failures that a reliable signal announces, the first one fires at least "
-            f"{FEW_STEPS} steps before the failure",
+            f"In most failures that a reliable signal announces, the first such signal fires at least {FEW_STEPS} "
+            "steps before the failure",
             early[0].most if early[0].most is early[1].most else None,
             f"{early[0]}; median lead: {alarms.typical(sure)}; with undecided signals: {early[1]}",
         ),
@@ -112,7 +112,8 @@ def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
     area = alarms.ranking(models)
     if area is None:
         return Claim(says, None, "there is no learning rate at which some networks fail and others do not")
-    because = f"fraction of pairs of runs in which the failing run has the larger GSC: {area}; by chance: 0.5"
+    because = "fraction of pairs (runs with equal learning rate and seed) in which the failing run has the larger GSC: "
+    because += f"{area}; by chance: 0.5"
     return Claim(says, area.above(0.5), because)
 
 

@@ -206,9 +206,9 @@ that of the embedding. The **band of theory** is the range in which theory expec
 {100 * theory.COVERED:g} % of single networks.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals over seeds. They cover weights, windows and probes. Each holds by itself,
-unless a claim says that its intervals hold jointly. All networks are at initialization, with one kind of MLP, one kind
-of norm and one length of text. Their width is small, and GSC depends on the width (study
+Intervals are 95 % Student's t intervals over seeds. They cover weights, windows and probes. If a claim about theory
+has several intervals, they hold jointly (Bonferroni). All networks are at initialization, with one kind of MLP, one
+kind of norm and one length of text. Their width is small, and GSC depends on the width (study
 [depth_width](depth_width.md)). The expectation of a power or an exponential comes from multilayer perceptrons and does
 not cover attention.
 

@@ -19,7 +19,6 @@ SHARE, LENGTH, GSC = 0.05, 1.1, 0.1
 # The band of theory is meant for at least this fraction of single networks.
 COVERED = 0.95
 BRANCHES = ("attention", "mlp")
-JOINTLY = "the intervals hold jointly"
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
@@ -42,7 +41,7 @@ def shares(frame: pd.DataFrame, norm: str) -> Claim:
         f"With {name(norm)} and {DEPTHS[-1]} blocks, theory predicts the skip share of every branch within {SHARE:g}",
         means.all_of(*(one.within(0.0, SHARE) for one in found.values())),
         f"largest of {len(found)} differences (measured - theory): {worst:+}, in the {branch} branch of block {block}; "
-        f"limit: {SHARE:g} for every difference; {JOINTLY}",
+        f"limit: {SHARE:g} for every difference",
     )
 
 
@@ -69,8 +68,7 @@ def _lengths(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, theory predicts the squared length of the stream within {100 * (LENGTH - 1):.0f} %",
         means.all_of(*(one.within(0.0, math.log10(LENGTH)) for one in found.values())),
-        f"log10 of (measured / predicted squared length): {ratios}; limit: {math.log10(LENGTH):.3f} for every depth; "
-        f"{JOINTLY}",
+        f"log10 of (measured / predicted squared length): {ratios}; limit: {math.log10(LENGTH):.3f} for every depth",
     )
 
 
@@ -81,7 +79,7 @@ def _gsc(frame: pd.DataFrame, norm: str) -> Claim:
         means.all_of(*(one.within(0.0, GSC) for one in found.values())),
         "measured - theory: "
         + listed(f"{one:+} at depth {depth}" for depth, one in found.items())
-        + f"; limit: {GSC:g} for every depth; {JOINTLY}",
+        + f"; limit: {GSC:g} for every depth",
     )
 
 
@@ -99,6 +97,5 @@ def _rises(frame: pd.DataFrame) -> Claim:
         f"With pre-norm, skip connections have a larger share in the last of {DEPTHS[-1]} blocks than in the first",
         means.all_of(*(one.above(0.0) for one in found)),
         "skip share of the last block minus that of the first: "
-        + listed(f"{one:+} ({branch})" for one, branch in zip(found, BRANCHES, strict=True))
-        + f"; {JOINTLY}",
+        + listed(f"{one:+} ({branch})" for one, branch in zip(found, BRANCHES, strict=True)),
     )

@@ -82,7 +82,9 @@ def test_what_is_not_so_is_contradicted():
     ):
         assert found[says] is False, says
     answer = study.answer(collected(turned))
-    assert "explode in relu (1.300)" in answer and "vanish in relu+layer (0.500)" in answer
+    assert (
+        "explode in relu (growth factor of GSC per layer: 1.300)" in answer and "vanish in relu+layer (0.500)" in answer
+    )
     assert "can still be farther from linear than one that explodes" in answer and "is 90.00 (" in answer
     assert study.details(collected({"selu": (1.3, 1e-3, 50.0)})).endswith(": selu.")
 
