@@ -42,7 +42,7 @@ def claims(collected: Collected) -> list[Claim]:
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
         says = f"After {POOLED[pooling]}, a map changes less under a shift by {shift} {pixels}"
-        made.append(Claim(says, found.below(1), f"factor: {found}"))
+        made.append(Claim(says, found.below(1), f"factor (pooled / full): {found}"))
     for pooling in POOLINGS:
         ratio = fading(frame, pooling)
         says = f"{POOLED[pooling].capitalize()} helps less for shifts by {LAST} pixels than for shifts by {FIRST} pixel"

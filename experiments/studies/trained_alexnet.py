@@ -223,8 +223,8 @@ Every {{monitor.every}} steps, GSC from every unit to the logits is measured exa
 The reshape before the first fully connected layer is left out, because its GSC equals GSC of the unit before it.
 
 The **change** of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means that
-the mean change over runs is between -{ORDER:g} and {ORDER:g}. Some papers call the square root of our GSC by this name
-(G. Philipp et al., arXiv:1712.05577). For the square root, every change is half as large.
+the mean change over runs is between -{ORDER:g} and {ORDER:g}. For the square root of GSC, which part of the literature
+calls GSC (G. Philipp et al., arXiv:1712.05577), every change is half as large.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each

@@ -159,7 +159,7 @@ same with and without the undecided signals. In claims, "most" means more than 5
     how_sure=f"""
 Runs of one network at one learning rate (a cell) resemble each other, so the 95 % intervals resample whole cells. Each
 interval is extended by the interval for independent runs (Wilson for proportions, order statistics for medians). With
-few cells, intervals tend to be too narrow. They cover only these networks and learning rates.
+few cells, intervals tend to be too narrow. The intervals cover only these networks and learning rates.
 
 We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the last
 step of a run are not seen. A run that fails within {FEWEST} steps cannot show a jump, because a recent median needs

@@ -177,8 +177,8 @@ values s_i of the Jacobian J from the input to every layer:
 Rates are mean changes per layer over the half of the layers farther from the input. qm(J), or the geometric mean of the
 singular values, **explodes** if its square grows by a factor of more than {STABLE_SQUARE:g} per layer. It **vanishes**
 or **collapses** if its square shrinks by a factor of more than {STABLE_SQUARE:g} per layer. Its logarithm then changes
-by more than ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f}. For Gaussian matrices W of variance 1 / n, the mean of ln|det W| / n
-is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
+by more than ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f}. For Gaussian matrices W of variance 1 / n, the mean of
+ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations and input points. The rates of both controls are known

@@ -184,9 +184,9 @@ the embedding to the logits, with {{measurement.num_probes}} probes, in networks
 
 A block has two branches f, attention and MLP. A branch turns the residual stream x into x + f(norm(x)) (**pre-norm**)
 or norm(x + f(x)) (**post-norm**). If x is k times as long as the output of f, the skip connection divides GSC - 1 by
-k^2 + 1 (study [residual](residual.md)). With post-norm, k is the same in every block, so we expected GSC to grow
-exponentially with the depth. With pre-norm, the stream grows and k^2 is proportional to the depth, so we expected GSC
-to grow as a power of the depth.
+k^2 + 1 (study [residual](residual.md)). With post-norm, k is the same in every block. So we expected every block to
+multiply GSC by the same factor, which gives an exponential. With pre-norm, the stream grows, and k^2 in block l is
+proportional to l. So we expected block l to multiply GSC by about 1 + c / l, which gives a power of the depth.
 
 **Exponential or power.** "Early" is the growth of log GSC per block from depth {WINDOW[0]} to {WINDOW[1]}, and "late"
 is the growth per block from depth {WINDOW[1]} to {WINDOW[2]}. The ratio late / early is 1 for an exponential and
@@ -206,9 +206,9 @@ that of the embedding. The **band of theory** is the range in which theory expec
 {100 * theory.COVERED:g} % of single networks.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals over seeds. They cover weights, windows and probes. If a claim about theory
-has several intervals, they hold jointly (Bonferroni). All networks are at initialization, with one kind of MLP, one
-kind of norm and one length of text. Their width is small, and GSC depends on the width (study
+Intervals are 95 % Student's t intervals over seeds. They cover random weights, windows and probes. If a claim about
+theory has several intervals, they hold jointly (Bonferroni). All networks are at initialization, with one kind of MLP,
+one kind of norm and one length of text. Their width is small, and GSC depends on the width (study
 [depth_width](depth_width.md)). The expectation of a power or an exponential comes from multilayer perceptrons and does
 not cover attention.
 
@@ -230,8 +230,8 @@ their GSC does not explode was dropped with them. It was contradicted in the sha
         f"1 / sqrt(2 depth). {BARS}",
         "theory": "GSC from the embedding to the logits, against the number of blocks. Dots are single networks, and "
         "lines are mean-field theory. Theory expects at least 95 % of single networks in the shaded band.",
-        "skips": f"Skip share of each branch in networks of {DEPTHS[-1]} blocks: the part of the squared norm of the "
-        f"Jacobian that the skip connection alone has. Lines are mean-field theory. {BARS}",
+        "skips": f"Skip share of each branch in networks of {DEPTHS[-1]} blocks: squared norm of the Jacobian of the "
+        f"skip connection, divided by that of skip connection and branch. Lines are mean-field theory. {BARS}",
         "lengths": "Squared length of the residual stream after the last branch (with post-norm, before its norm), "
         f"divided by that of the embedding. Lines are mean-field theory. {BARS}",
     },
