@@ -81,9 +81,8 @@ def details(collected: Collected) -> str:
     inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
         f"Factor per layer of the sigmoid network with larger weight variance: {larger}.\n\n"
-        "In the table, factors are those of the gradient norm; their intervals hold jointly. Rate, mean field and "
-        f"verdict are those of GSC.\n\n{_network_table(frame)}\n\nThe chain by hand, for {inputs}:\n\n"
-        f"{chains.by_hand_table(frame)}"
+        f"Rate, mean field and verdict are those of GSC:\n\n{_network_table(frame)}\n\n"
+        f"The chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
     )
 
 
@@ -120,18 +119,16 @@ def _larger(frame: pd.DataFrame, scale: int) -> Claim:
 
 
 def _network_table(frame: pd.DataFrame) -> str:
-    depth, growth, predicted = numbers.layers(frame), numbers.gsc_growth(frame), numbers.gsc_rates(frame)
-    head = ["network", "factor per layer", f"over {depth} layers", "GSC rate per layer", "mean field", "verdict",
-            "pre-activation std, last layer"]  # fmt: skip
+    growth, predicted = numbers.gsc_growth(frame), numbers.gsc_rates(frame)
+    head = ["network", "GSC rate per layer", "mean field", "verdict", "pre-activation std, last layer"]
     rows = []
     for network in NETWORKS:
-        row, factor = growth[network], numbers.rate(frame, *network)
+        row = growth[network]
         rate = measured(row["rate"], row["rate_low"], row["rate_high"])
         last = numbers.last_deviations(frame, *network)  # below rounding if all samples have nearly the same values
         deviation = "below rounding" if (last < ROUNDING).all() else str(means.geometric_mean(last))
-        factors = str(factor), f"{factor.value**depth:.2g}"
         theory = f"{predicted[network]:.3f}"
-        rows.append([labels.network_name(network), *factors, rate, theory, row["verdict"], deviation])
+        rows.append([labels.network_name(network), rate, theory, row["verdict"], deviation])
     return table(head, rows)
 
 
