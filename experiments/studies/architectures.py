@@ -79,21 +79,18 @@ def answer(collected: Collected) -> str:
         "undecided": "undecided: {}",
     }
     rates = "; ".join(words.format(listed(said[word])) for word, words in phrases.items() if word in said)
+    rates = rates.replace("(", "(growth factor of GSC per layer: ", 1)
     linear = told(
         {_name(model): _kept(frame, model).below(KEPT) for model in growth},
         "becomes nearly linear in {};", "it stays nonlinear in {};", "undecided: {};",
     )  # fmt: skip
     whole = _as_a_whole(frame, growth)
     agree = {
-        True: "The nonlinearity coefficient (NLC) of the whole network agrees",
-        False: "By the nonlinearity coefficient (NLC), a network that is not shown to explode can still be farther "
-        "from linear than one that explodes",
-        None: "It is undecided whether the nonlinearity coefficient (NLC) of the whole network agrees",
+        True: "Every exploding network is farther from linear than every other network",
+        False: "A network that is not shown to explode can still be farther from linear than one that explodes",
+        None: "It is undecided whether exploding networks are farther from linear than the others",
     }
-    return (
-        f"{rates} (in brackets: growth factor of GSC per layer). The last layer {linear.rstrip(';')}. "
-        f"{agree[whole.holds]}: {whole.because}."
-    )
+    return f"{rates}. The last layer {linear.rstrip(';')}. {agree[whole.holds]}: {whole.because}."
 
 
 def details(collected: Collected) -> str:
@@ -148,8 +145,9 @@ def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     most = max(set(growth) - set(exploding), key=lambda model: found[model].value)
     least = min(exploding, key=lambda model: found[model].value)
     holds = verdict(found[most].high < found[least].low, found[most].low > found[least].high)
-    because = f"the largest NLC of a network that is not shown to explode is {found[most]}, for {_name(most)}; the "
-    because += f"smallest NLC of an exploding network is {found[least]}, for {_name(least)}"
+    because = "the largest nonlinearity coefficient (NLC) of networks not shown to explode is "
+    because += f"{found[most]}, for {_name(most)}; the smallest NLC of exploding networks is {found[least]}, for "
+    because += _name(least)
     return Claim(says, holds, because)
 
 
@@ -198,13 +196,13 @@ def _name(model: str) -> str:
 STUDY = Study(
     question="Which plain networks explode at initialization, and which become nearly linear?",
     use="""
-Before you train a deep plain network, measure the growth rate of GSC. Then measure sign diversity and linear fit error
-of the last layers, because these layers can be nearly linear although the growth rate is stable. The study
+Before you train a deep plain network, measure the growth rate of GSC. Also measure sign diversity and linear fit error
+of the last layers, because these layers can be nearly linear even if GSC neither explodes nor vanishes. The study
 [remedies](remedies.md) shows how to reduce the growth.
 """,
     method=f"""
-Networks have depth {{model.depth}} and width {{model.width}}. Activations: {{model.activation}}. Normalizations:
-{{model.norm}}. The name relu+batch, for example, means ReLU with batch normalization. We use {{data.batch_size}}
+Plain networks are fully connected and have no skip connections. They have depth {{model.depth}} and width
+{{model.width}}. The name relu+batch, for example, means ReLU with batch normalization. We use {{data.batch_size}}
 samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
 
 - **GSC** from every layer to the output is exact. Its growth rate per layer is fitted over the half of the layers
@@ -212,14 +210,16 @@ samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
   network **vanishes** if the interval lies below {1 - MARGIN:g}. It does **neither** (the figure says "stable") if the
   interval lies between {1 - MARGIN:g} and {1 + MARGIN:g}. Otherwise the verdict is **undecided**.
 - **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
-  pre-activation has the rarer sign. If either number is small, the layer may be nearly linear over the data.
+  pre-activation has the rarer sign. If either number is small, the layer may be nearly linear over the data. If sign
+  diversity is below {COLLAPSED:g}, we say that the data **collapse**.
 - **Linear fit error**: for each neuron, a line is fitted to the output of the nonlinearity as a function of its input.
   The error is the fraction of the variance that the lines do not explain. The last layer is **nearly linear** if its
   error is less than {KEPT:g} times the error of the first layer.
-- **Nonlinearity coefficient** (NLC, arXiv:1806.00179) describes the whole network. NLC is 1 for an affine map. Many
-  nearly linear layers can form a function that is far from linear, so NLC and linear fit error may disagree.
+- **Nonlinearity coefficient** (NLC, arXiv:1806.00179) describes the whole network. NLC is 1 for an affine map, and
+  larger for functions that are farther from linear. Many nearly linear layers can form a function that is far from
+  linear, so NLC and linear fit error may disagree.
 
-The claims are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
+The results that we expect (claims) are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations, not corrected for multiple comparisons. Means of linear
@@ -236,9 +236,8 @@ fit errors and of NLC are geometric means. The rates hold for this depth and wid
         "and verdict. Thin lines with markers show the predictions of mean field, in the color of the network. Bands "
         "are one standard deviation over seeds.",
         "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. If this "
-        "deviation is small, a smooth nonlinearity is nearly a straight line over the data. relu+batch "
-        "lies exactly under tanh+batch. Bands are one standard "
-        "deviation over seeds.",
+        "deviation is small, a smooth nonlinearity is nearly a straight line over the data. The curve of relu+batch is "
+        "hidden under the curve of tanh+batch. Bands are one standard deviation over seeds.",
         "sign_diversity": "Fraction of the samples whose pre-activation has the rarer sign, layer by layer. If this "
         "fraction is near 0, almost all samples lie on one side of the kink of a ReLU. Bands are one standard "
         "deviation over seeds.",

@@ -17,7 +17,7 @@ from experiments.archive.tables import Collected
 from experiments.evidence.colors import COLORS
 from experiments.evidence.means import Mean, all_of, errorbars, geometric_mean
 from experiments.evidence.study import Claim, Study
-from experiments.evidence.words import listed, table, told
+from experiments.evidence.words import listed, told
 from experiments.studies.convolution import measurement
 from experiments.studies.convolution.measurement import RECTIFIED, SHIFTS
 from experiments.studies.convolution.numbers import POOLED, FloatArray, averaged
@@ -42,7 +42,7 @@ def claims(collected: Collected) -> list[Claim]:
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
         says = f"After {POOLED[pooling]}, a map changes less under a shift by {shift} {pixels}"
-        made.append(Claim(says, found.below(1), f"change of the pooled map divided by that of the full map: {found}"))
+        made.append(Claim(says, found.below(1), f"factor (pooled / full): {found}"))
     for pooling in POOLINGS:
         ratio = fading(frame, pooling)
         says = f"{POOLED[pooling].capitalize()} helps less for shifts by {LAST} pixels than for shifts by {FIRST} pixel"
@@ -56,15 +56,16 @@ def claims(collected: Collected) -> list[Claim]:
     for pooling in POOLINGS:
         left = geometric_mean(changes(frame, pooling, FIRST))
         says = f"After {POOLED[pooling]} a map is nearly invariant to a shift by {FIRST} pixel"
-        because = f"change divided by distance between two images: {left}; nearly invariant: below {SMALL:g}"
+        because = f"change divided by the distance between the maps of two images: {left}; nearly invariant: below "
+        because += f"{SMALL:g}"
         made.append(Claim(says, left.below(SMALL), because))
     apart = [factor(frame, "subsampled", shift) for shift in SHIFTS]
     ends = f"{min(one.low for one in apart):.3f} and {max(one.high for one in apart):.3f}"
-    nothing = f"Subsampling without pooling changes the response to every shift by at most {100 * (SAME - 1):.0f} %"
+    nothing = f"Subsampling changes the response to every shift by at most {100 * (SAME - 1):.0f} %"
     same = all_of(*(one.between(1 / SAME, SAME) for one in apart))
     return [
         *made,
-        Claim(nothing, same, f"the intervals of the factors for all {len(SHIFTS)} shifts lie between {ends}"),
+        Claim(nothing, same, f"the intervals of the factors of all {len(SHIFTS)} shifts lie between {ends}"),
     ]
 
 
@@ -83,18 +84,11 @@ def answer(collected: Collected) -> str:
     values = listed(f"{mean.value:.2f} ({POOLED[pooling]})" for pooling, mean in left.items())
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
-        f"Pooling multiplies the change of a feature map by {first} if the image is shifted by {FIRST} pixel, and by "
-        f"{last} if the shift is {LAST} pixels. At the larger shift, the benefit is {less.rstrip(';')}. After pooling, "
-        f"a shift by {FIRST} pixel still changes the map by {values} of the distance between the maps of two images, "
-        f"so the map is {nearly} invariant (limit: {SMALL:g})."
+        f"If the image is shifted by {FIRST} pixel, pooling multiplies the change of a feature map by {first}; if the "
+        f"image is shifted by {LAST} pixels, by {last}. At the larger shift, the benefit of pooling is "
+        f"{less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still changes the map by {values} of the "
+        f"distance between the maps of two images, so the map is {nearly} invariant (limit: {SMALL:g})."
     )
-
-
-def details(collected: Collected) -> str:
-    """A table of the factors for all shifts."""
-    frame = collected.frame
-    rows = [[shift, *(factor(frame, pooling, shift) for pooling in POOLINGS)] for shift in SHIFTS]
-    return table(["shift [pixels]", *(f"factor of {POOLED[pooling]}" for pooling in POOLINGS)], rows)
 
 
 def factor(frame: pd.DataFrame, pooling: str, shift: float) -> Mean:
@@ -146,31 +140,30 @@ STUDY = Study(
     question="How much does pooling reduce the response of a feature map to a shift of the image?",
     use="""
 Do not rely on a single pooling layer for invariance. Pooling lowers the response to small shifts, but hardly lowers the
-response to large shifts. For shifts by one pixel, prefer average pooling. Subsampling without pooling does not help.
+response to large shifts. For shifts by one pixel, prefer average pooling. Subsampling a map does not help.
 """,
     method=f"""
 {{data.batch_size}} images of CIFAR-10 are shifted to the right by {", ".join(map(str, SHIFTS))} pixels. Missing pixels
-are filled by mirroring the image. We measure the maps after the first two ReLUs of an AlexNet B at initialization. The
-**change** of a map is divided by the distance between the maps of two images (both are root mean squares). We measure
-the full map, every second pixel of the map, and the map after {WINDOW} x {WINDOW} max or average pooling with stride
-{WINDOW}. A **factor** is the change of the pooled map divided by the change of the full map. For each seed, we take the
-geometric mean over both ReLUs. For each kind of pooling, intervals are simultaneous over all shifts (Bonferroni).
+are filled by mirroring the image. We measure the maps after the first two ReLUs of an AlexNet B at initialization: the
+full map, every second pixel of every second row (**subsampling**), and the map after {WINDOW} x {WINDOW} max or average
+pooling with stride {WINDOW}. The **change** of a map under a shift is divided by the distance between the maps of two
+images. Both are root mean squares over images. A **factor** is the change of the pooled or subsampled map, divided by
+the change of the full map. For each seed, we take the geometric mean over both ReLUs. For each kind of pooling, the
+intervals of all shifts hold jointly (Bonferroni).
 """,
-    how_sure=f"""
-Intervals are 95 % Student's t intervals of the logarithm over {{num_seeds}} seeds. Each seed draws other weights and
+    how_sure="""
+Intervals are 95 % Student's t intervals of the logarithm over {num_seeds} seeds. Each seed draws other weights and
 other images. The networks are not trained. The study [convolution](convolution.md) measures pooled maps after training.
-A shift of the image moves the second map by half as many pixels, because the first pooling halves the width. A factor
-within {100 * (SAME - 1):.0f} % of 1 counts as no change (claim on subsampling). The factor for the smallest shift was
-known before this study.
+A shift of the image moves the second map by half as many pixels, because the first pooling halves the width. The factor
+for the smallest shift was known before this study.
 """,
     claims=claims,
     answer=answer,
-    details=details,
     figures=lambda collected: {"pooling": _figure(collected)},
     captions={
-        "pooling": "Change of two feature maps under a shift of the image, divided by the distance between two images. "
-        "Third panel: change of the pooled map divided by that of the unchanged (full) map. Bars are 95 % intervals "
-        "over "
-        f"seeds, in the third panel simultaneous for all {len(SHIFTS)} shifts. Points are shifted slightly sideways.",
+        "pooling": "Change of two feature maps under a shift of the image, divided by the distance between the maps of "
+        "two images. Third panel: change of the pooled map divided by that of the full map. Bars are 95 % intervals "
+        f"over seeds; in the third panel, those of all {len(SHIFTS)} shifts hold jointly. Points are shifted slightly "
+        "sideways.",
     },
 )

@@ -181,15 +181,14 @@ def claims(collected: Collected) -> list[Claim]:
         better = gain(frame, case, REPAIRED, BAD)
         found += [
             Claim(f"{case}: the repair brings local GSC nearer to its goal", nearer.below(0),
-                  f"mean distance of the ln GSC of a unit from its goal: {before} before, {after} after the repair, on "
-                  "another random draw of digits"),
+                  f"mean over units of |ln (local GSC / goal)|: {before} before and {after} after the repair, on "
+                  "newly drawn digits"),
             Claim(f"{case}: the repaired network ends with a lower training loss than the bad one", lower.below(1),
-                  f"training loss of the repaired network divided by that of the bad one: {lower}"),
+                  f"training loss, repaired / bad: {lower}"),
             Claim(f"{case}: the repaired network classifies more test digits correctly than the bad one",
                   better.above(0), f"difference of the test accuracies: {better:+} percentage points"),
             Claim(f"{case}: the repaired network trains as well as one with a standard initialization",
-                  same.below(AS_GOOD), f"training loss of the repaired network divided by that of the standard one: "
-                  f"{same}; as well: below {AS_GOOD:g}"),
+                  same.below(AS_GOOD), f"training loss, repaired / standard: {same}; as well: below {AS_GOOD:g}"),
         ]  # fmt: skip
     return found
 
@@ -203,8 +202,8 @@ def answer(collected: Collected) -> str:
     raised = f" and raises that of {listed(higher)}" if higher else ""
     factors = listed(f"{ratio(frame, case, REPAIRED, BAD)} for {case}" for case in CASES)
     return (
-        f"The repair lowers the training loss of {len(lower)} of {len(CASES)} badly initialized networks "
-        f"({listed(lower)}){raised}. The training loss with the repair, divided by that without, is {factors}. "
+        f"`gs.repair`, which rescales weights, lowers the training loss of {len(lower)} of {len(CASES)} badly "
+        f"initialized networks{raised}. The training loss with the repair, divided by that without, is {factors}. "
         f"Repaired networks that are shown to train as well as with a standard initialization: {listed(same)}."
     )
 
@@ -248,8 +247,9 @@ STUDY = Study(
     question="Does a network train better after its local GSC was repaired?",
     answer=answer,
     use="""
-If a deep network does not train, call `gs.repair(model, x)`. In seconds, it reports whether rescaled weights can bring
-local GSC and lengths into range, and by which factors. Compare the result with a standard initialization.
+If a deep network does not train, call `gs.repair(model, x)` ([repair](../repair.md)). In seconds, it reports by which
+factors to rescale the weights, and whether GSC and the root mean square of every unit then reach their goals. Compare
+the result with a standard initialization.
 """,
     method="""
 Four networks start from a bad initialization (depth {model.depth}, width {model.width}, {dtype}).
@@ -258,27 +258,28 @@ Four networks start from a bad initialization (depth {model.depth}, width {model
 - **residual**: x + V tanh(W x), where W has the variance 9 / fan_in.
 - **transformer**: a pre-norm transformer that reads the 8 rows of a digit; its queries are 8 times too large.
 
-The repaired network is the same network after `gs.repair`, which multiplies the weights of every unit by a factor. The
-**local GSC** of a unit is GSC from its input to its output. Its goal is exp(1 / depth), so that GSC over all units is
-about e. A second goal is that the output of every unit has the same length (root mean square) as the input of the
-network. The factors are computed from {data.batch_size} digits without labels. The standard network has variance
-1 / fan_in everywhere (LeCun).
+The repaired network is the same network after `gs.repair`, which multiplies the weights of every unit (layer or block)
+by a factor. The **local GSC** of a unit is GSC from its input to its output. Its goal is exp(1 / depth), so that GSC
+over all units is about e. A second goal is that the output of every unit has the same root mean square as the input of
+the network. The factors are computed from {data.batch_size} digits without labels. The standard network has weights of
+variance 1 / fan_in everywhere (LeCun).
 
-All networks learn the digits of scikit-learn by SGD with momentum 0.9: {measurement.steps} steps with batches of
-{measurement.train_batch_size}, the same for the three variants. Learning rates {measurement.learning_rates} are tried,
-and each variant uses the one with its lowest training loss. A quarter of the digits is held out for the test accuracy.
+All networks learn the digits of scikit-learn by SGD with momentum 0.9. A run has {measurement.steps} steps with batches
+of {measurement.train_batch_size}, which are the same for the bad, the repaired and the standard network. For each
+network and seed, we try the learning rates {measurement.learning_rates} and report the run with the lowest training
+loss. A quarter of the digits is held out for the test accuracy.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which draw weights, digits and the order of training.
-Differences and ratios are paired by seed. Their intervals hold jointly for the four networks (Bonferroni). The claims
-and the constants were written before the reported seeds were run; one other seed was tried before. The results are for
-small networks, few steps and one optimizer.
+Differences and ratios are paired by seed. Their intervals hold jointly for the four networks (Bonferroni). Claims and
+constants were fixed before the reported seeds were run, after a trial with one other seed. The results are for small
+networks, few steps and one optimizer.
 """,
     claims=claims,
     figures=figures,
     captions={
         "repair": "Training loss (left, logarithmic) and test accuracy (right) of four networks with a bad, a repaired "
-        "and a standard initialization. Each dot is one seed. Circles are means over seeds, bars are 95 % intervals.",
+        "and a standard initialization. Each dot is one seed. Circles are means over seeds. Bars are 95 % intervals.",
     },
     details=details,
 )

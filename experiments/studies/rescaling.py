@@ -164,11 +164,12 @@ def answer(collected: Collected) -> str:
     frame = collected.frame
     most = max(_factors(frame))
     if not all(claim.holds for claim in _identities(frame)):
-        return "These runs give no answer: the rescaled network is not equal to the original network, see the claims."
+        return "These runs give no answer, because an identity fails that must hold for rescaled networks."
     return (
-        f"No. If the layers of a network are rescaled without changing its function (R = {most:g}), the raw gradient "
-        f"grows toward the input by a factor of {_growth(frame, RESCALED, most)} per layer instead of "
-        f"{_growth(frame, PLAIN, most)}. GSC is the same, and so is training with rescaled learning rates."
+        f"No. The output of every layer can be rescaled, by a factor that changes by R = {most:g} per layer, without "
+        "changing the function of the network. Then the norm of the gradient grows toward the input by a factor of "
+        f"{_growth(frame, RESCALED, most)} per layer instead of {_growth(frame, PLAIN, most)}, but GSC and training "
+        "with rescaled learning rates stay the same."
     )
 
 
@@ -187,7 +188,8 @@ def _identities(frame: pd.DataFrame) -> list[Claim]:
             identity=True,
         ),
         Claim(
-            "The growth factor of the raw gradient per layer is R times as large in the rescaled network",
+            "The factor by which the raw gradient grows per layer toward the input is R times as large in the rescaled "
+            "network",
             ratio < ROUNDING,
             f"relative error: {_bound(ratio)}; growth factor for R = {most:g}: "
             f"{_growth(frame, RESCALED, most)}; of the original: {_growth(frame, PLAIN, most)}",
@@ -246,34 +248,34 @@ STUDY = Study(
     question="Can the norm of raw gradients tell whether a network explodes?",
     answer=answer,
     use="""
-Detect exploding gradients with GSC, not with the norms of raw gradients. Compare raw gradient norms only between
-networks whose layers have the same scale.
+Detect exploding gradients with GSC, not with the norms of gradients. Compare gradient norms only between networks whose
+layers have the same scale.
 """,
     method="""
 A ReLU network without normalization (depth {model.depth}, width {model.width}, a linear head for {model.out_features}
-classes, {dtype}) is compared with a rescaled copy. If a layer is l layers away from the output of the network, the copy
-multiplies the output of the layer by R^-l, for R = {measurement.factor}. ReLU is positively homogeneous, so only the
-weights must change: the first weight matrix is multiplied by R^-L (L is the number of layers), and every other weight
-matrix by R. The function stays the same. If R is a power of two, even the rounding stays the same.
+classes, {dtype}) is compared with a rescaled copy, for R = {measurement.factor}. In the copy, the output of the layer
+that is l layers before the logits is multiplied by R^-l. Because ReLU is positively homogeneous, only weights must
+change: the first weight matrix is multiplied by R^-L (L is the number of hidden layers), and every other one by R. The
+function stays the same. If R is a power of two, even the rounding stays the same.
 
 If a weight is multiplied by c and its learning rate by c^2, its relative change per step stays the same. The copy is
-trained with such learning rates, and also with the learning rate of the original in all layers
+trained with such learning rates. It is also trained with the learning rate of the original in all layers
 ({measurement.learning_rate}). Training has {measurement.steps} steps of gradient descent on {data.batch_size} samples
 of Gaussian noise, labeled by a random linear map.
 
-Before training, we measure the norm of the gradient of the loss with respect to the output of every layer,
-and the exact GSC of every layer with respect to the logits. The rescaling is from G. Philipp et al. (arXiv:1712.05577).
+Before training, we measure GSC from every layer to the logits exactly. We also measure the **raw gradient** of every
+layer: the norm of the gradient of the loss with respect to the output of the layer. The rescaling is from G. Philipp et
+al. (arXiv:1712.05577).
 """,
     how_sure="""
 Weights, data and labels are random, with {num_seeds} draws for every R. Intervals are 95 % Student's t intervals over
-these draws. The result holds only if all layers are positively homogeneous, so it does not hold for tanh.
+these draws. Such a rescaling exists only if all layers are positively homogeneous, so not for tanh.
 """,
     claims=claims,
     figures=figures,
     captions={
         "rescaling": "Raw gradients (left), GSC (middle) and training loss (right) of one network and of its rescaled "
         "copies. R is the factor by which the scale changes per layer. Where curves coincide, the thinner curve is "
-        "drawn on top. "
-        "Lines are means over seeds, bands one standard deviation.",
+        "drawn on top. Lines are means over seeds, bands one standard deviation.",
     },
 )

@@ -53,8 +53,9 @@ def answer(collected: Collected) -> str:
         fallen.append(f"{sum(one.value < 0 for one in last.values())} of {len(last)} units of {_name(model)}")
         farthest.append(f"10^{change.value:+.2f} in {_unit(unit)} of {_name(model)}")
     return (
-        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. After training, GSC is "
-        f"lower than before in {listed(fallen)}. The largest changes of GSC are factors of {listed(farthest)}."
+        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. After training, mean GSC "
+        "from a unit (layer, activation or pooling) to the logits is lower than before training in "
+        f"{listed(fallen)}. The largest changes multiply GSC by {listed(farthest)}."
     )
 
 
@@ -71,8 +72,8 @@ def details(collected: Collected) -> str:
     rises = f"Mean log10 GSC rises only in {', '.join(rising)}." if rising else "Mean log10 GSC rises in no unit."
     return (
         f"{rises} The standard deviation of log10 GSC between runs, averaged over units, changes during training "
-        f"{listed(spread)}. All "
-        f"values of GSC lie between {gsc.min():.2g} and {gsc.max():.2g}.\n\n{_before_after(frame, moved)}"
+        f"{listed(spread)}. All values of GSC lie between {gsc.min():.2g} and {gsc.max():.2g}.\n\n"
+        f"GSC from every unit to the logits, and the change of log10 GSC:\n\n{_before_after(frame, moved)}"
     )
 
 
@@ -140,8 +141,7 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             means.verdict(fallen > len(last) / 2, risen >= len(last) / 2),
             f"the mean change is negative in {sum(one.value < 0 for one in last.values())} of {len(last)} units; the "
             f"whole interval of the change is negative in {fallen} units and positive in {risen} units; required: "
-            "negative in "
-            "more than half of the units",
+            "whole interval negative in more than half of the units",
         ),
         Claim(
             f"After training, GSC of every unit of {name} is within one order of magnitude of GSC before",
@@ -153,7 +153,7 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             f"At every record, GSC of every unit of {name} is within one order of magnitude of GSC before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
             f"{len(records)} intervals of the change of log10 GSC; largest mean: {_unit(other)} at step {step}, "
-            f"{largest}; mean whose interval reaches farthest from 0: {loosest}; limit: {ORDER:g} for every interval",
+            f"{largest}; interval that reaches farthest from 0: {loosest}; limit: {ORDER:g} for every interval",
         ),
         Claim(
             f"The unit of {name} whose GSC has changed most at the end is the same in every run",
@@ -164,9 +164,8 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
         Claim(
             f"GSC from the input of {name} changes more in the first quarter of training than in the rest",
             early.above(0.5),
-            "absolute changes of log10 GSC between records, summed over the first quarter and divided by the sum over "
-            "the "
-            f"whole training: {early}; required: above 0.5",
+            "absolute changes of log10 GSC from record to record, summed over the first quarter and divided by the sum "
+            f"over the whole training: {early}; required: above 0.5",
         ),
     ]
 
@@ -209,37 +208,35 @@ STUDY = Study(
     answer=answer,
     use="""
 GSC at initialization does not describe the trained network, so measure GSC again after training. At initialization,
-measure several runs, because runs differ more before training than after.
+measure several seeds, because GSC differs more between seeds before training than after.
 """,
     method=f"""
 Two AlexNets for CIFAR-10 ([training](../training.md)) are trained for {{train.epochs}} epochs by SGD with momentum
-{{optimizer.momentum}}. The recipe is a one-cycle learning rate up to {{optimizer.lr}}, batches of {{train.batch_size}}
-and label smoothing {{train.label_smoothing}}. There are {{num_seeds}} runs per network. AlexNet A is used without
-dropout, because dropout lowers the accuracy after few epochs ([decisions](../decisions.md)). Training uses bfloat16
-(autocast); GSC is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
+{{optimizer.momentum}}, a one-cycle learning rate up to {{optimizer.lr}}, batches of {{train.batch_size}} and label
+smoothing {{train.label_smoothing}}. There are {{num_seeds}} runs per network. AlexNet A is used without dropout,
+because dropout lowers the accuracy after few epochs ([decisions](../decisions.md)). Training uses bfloat16 (autocast);
+GSC is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
 ([results](../../results/README.md)).
 
 Every {{monitor.every}} steps, GSC from every unit to the logits is measured exactly, always on the same
-{{monitor.batch_size}} test images. A unit is a layer, activation or pooling. The reshape before the first fully
-connected layer is left out, because GSC of the reshape equals GSC of the unit before it.
+{{monitor.batch_size}} test images. One such measurement is a **record**. A **unit** is a layer, activation or pooling.
+The reshape before the first fully connected layer is left out, because its GSC equals GSC of the unit before it.
 
-The **movement** of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means
-that the mean movement over runs is between -{ORDER:g} and {ORDER:g}. Such a claim is supported if all 95 % intervals
-lie within these limits, contradicted if an interval lies entirely outside, and undecided otherwise. GSC is defined with
-squared norms; in the convention of G. Philipp et al. (arXiv:1712.05577), every movement is half as large.
+The **change** of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means that
+the mean change over runs is between -{ORDER:g} and {ORDER:g}. For the square root of GSC, which part of the literature
+calls GSC (G. Philipp et al., arXiv:1712.05577), every change is half as large.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each
-interval is for one unit at one record; the intervals are not corrected for the number of units and records. Runs differ
-at step 0 and at later records, and the interval of a movement reflects both differences. A few epochs of one recipe
-say nothing about training to the end or about other learning rates.
+interval is for one unit at one record; the intervals are not corrected for the number of units and records. The
+interval of a change contains the differences between runs both at step 0 and at the record. A few epochs of one recipe
+say nothing about longer training or about other learning rates.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "gsc_over_training": "GSC from every layer to the logits during training, as a mean over seeds. Red: GSC "
-        "above 1. "
-        "Blue: GSC below 1.",
+        "gsc_over_training": "GSC from every unit to the logits during training, as a mean over seeds. Red: GSC above "
+        "1. Blue: GSC below 1.",
         "gsc_before_after": "GSC of every unit to the logits before and after training, one panel per network. Lines "
         "are means over seeds, bands one standard deviation. The legend gives the growth rate per layer, "
         "in brackets its 95 % interval, and the verdict.",

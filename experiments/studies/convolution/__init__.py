@@ -22,27 +22,19 @@ def answer(collected: Collected) -> str:
     breaks = [name for name, claim in (("stride", of.stride), ("zero padding", of.border)) if claim(frame).holds]
     before, after = (mean(change(frame, CONVOLUTIONAL, when)).value for when in WHEN)
     images = [claim.holds for claim in of.images(frame)]
-    explained = [mean(by_seed(frame, f"{name}_explained")).value for name in ("covariance", "correlation")]
     return (
-        f"Convolutions {keep} the symmetry up to rounding, except near the border, if the shift is a multiple of all "
-        f"strides; it is broken by {listed(breaks)}. A shift by one pixel changes the output of the AlexNet "
-        "by "
-        f"{before:.2f} of the distance between two images at initialization, and by {after:.2f} of this distance after "
-        f"training. If statistics of images are the same at all positions, the images have {len(images)} properties "
-        "that we test; "
-        f"CIFAR-10 is shown to have {images.count(True)} of these {len(images)}, and the displacement between two "
-        f"pixels explains {explained[0]:.2f} of the differences between covariances of pixels, and {explained[1]:.2f} "
-        "of the differences between their correlations."
+        f"Convolutions {keep} the symmetry up to rounding (a shift of the image shifts the feature maps), except near "
+        "the border, if the total stride of the map divides the shift; the symmetry is broken by "
+        f"{listed(breaks)}. A shift by one pixel changes the output of an AlexNet by {before:.2f} of the distance "
+        f"between the outputs for two images at initialization, and by {after:.2f} of this distance after training. "
+        f"Images whose statistics are the same at all positions have {len(images)} properties that we test; CIFAR-10 "
+        f"is shown to have {images.count(True)} of these {len(images)}."
     )
 
 
 def details(collected: Collected) -> str:
-    """The effect of training on maps and outputs."""
+    """The effect of training on outputs."""
     frame = collected.frame
-    stages = of.trained(frame)
-    more, less, unknown = (
-        listed(stage for stage, claim in stages.items() if claim.holds is holds) for holds in (True, False, None)
-    )
     accuracy = mean(by_seed(frame, "test_accuracy", network=CONVOLUTIONAL))
     rows = []
     for network, name in NAMES.items():
@@ -52,10 +44,9 @@ def details(collected: Collected) -> str:
     winner = names[of.distance_first(frame).holds]
     header = ["network", *(f"relative change {words}" for words in WHEN.values())]
     return (
-        f"Training makes the maps of these stages more equivariant for a shift by one pixel: {more}. Less equivariant: "
-        f"{less}. Undecided: {unknown}.\n\n"
-        f"The relative change is the change of the output under a shift by one pixel, divided by the distance between "
-        f"the outputs for two images. Training multiplies change and distance by the factors in the last columns:\n\n"
+        "The relative change is the change of the output under a shift by one pixel, divided by the distance between "
+        "the outputs for two images. The last columns hold the factors by which training multiplies change and "
+        "distance:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
         f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. {winner} contributes more to "
         "the invariance that the AlexNet gains by training."
@@ -67,7 +58,7 @@ STUDY = Study(
     use="""
 Do not rely on the architecture for invariance to shifts: stride and zero padding break the symmetry. If the position of
 an object must not matter, measure how the output responds to shifts. If the output changes too much, train on shifted
-images. Images of CIFAR-10 are not stationary, so a network may use the position of a pixel.
+images. Statistics of CIFAR-10 depend on the position, so a network may use the position of a pixel.
 """,
     method=f"""
 **Gradients by hand.** `experiments/studies/convolution/backpropagation.py` implements convolution and pooling in NumPy.
@@ -76,41 +67,43 @@ For input X, kernel W, stride s, dilation d, padding p and the gradient G = dL/d
 - kernel: dL/dW[k, c, u, v] = sum over n, i, j of G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p];
 - input: put s - 1 zeros between the entries of G, then correlate G with the flipped kernel;
 - bias: the sum of G;
-- average pooling of m pixels: each pixel receives G / m; max pooling: the largest pixel receives G.
+- average pooling of m pixels: each pixel receives G / m; max pooling: the largest pixel of a window receives G.
 
 These gradients are compared with automatic differentiation in float64, on random images. Differences are divided by the
-largest entry of the gradient. Cases: strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations
-{listed(DILATIONS)}, windows {listed(WINDOWS)}.
+largest entry of the gradient. The cases have strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations
+{listed(DILATIONS)} and pooling windows of size {listed(WINDOWS)}.
 
 **Equivariance.** T shifts images to the right. T' shifts a map by the same distance, divided by the total stride of the
-map and rounded. The error of a map f is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images.
-Positions that depend on the border or on shifted-in pixels are left out. The error at the border is measured with
-circular shifts. Under circular shifts, only zero padding can break the symmetry.
+map and rounded to whole positions. The relative error of a map f is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2). The
+images are mosaics of four images, because late maps see a window larger than one image. Positions that depend on the
+border or on pixels that the shift brings in are left out. The error at the border is measured with a circular shift by
+a multiple of all strides, so that only zero padding can break the symmetry.
 
-**Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by the distance between the logits of two images
-(both are root mean squares). Missing pixels are filled by mirroring. To measure the effect of **pooling**, f is a map
-after the first or second ReLU: the full map, every second pixel of the map, or the map after 2 x 2 max or average
-pooling.
+**Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by the distance between the logits of two
+different images. Both are root mean squares over images, relative to the root mean square of the logits. Missing pixels
+are filled by reflection. For the effect of **pooling**, f is a map after the first or second ReLU: the full map, every
+second pixel of every second row, or the map after 2 x 2 max or average pooling.
 
-**Networks.** AlexNet B has 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. A fully
-connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
-{{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of CIFAR-10. The training
-images are mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for training.
+**Networks.** AlexNet B has four 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. The
+fully connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
+{{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of CIFAR-10, which are
+mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for training.
 
-**Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure by how much the mean and
-the variance of a pixel differ between positions. In stationary images, pairs of pixels with equal displacement have
-equal covariance. We measure which fraction of the variance of these covariances (or correlations) over pairs the
-displacement explains. Each squared deviation is estimated as a product of two estimates, one from each half of the
-images. Their sampling errors are independent, so these errors cancel on average. The correlation r of neighbors is near
-1 and cannot vary much. So the deviation of r over positions is divided by 1 - r.
+**Stationarity** is measured on gray values of {{measurement.num_images}} images. Images are stationary if their
+statistics are the same at all positions. We measure how much the mean and the variance of a pixel differ between
+positions. In stationary images, the covariance of two pixels depends only on the displacement between them. So we
+measure which fraction of the variance of covariances (or correlations) over pairs of pixels the displacement explains.
+The correlation r of neighbors is near 1 and cannot vary much, so its deviation over positions is divided by 1 - r. Each
+squared deviation is a product of two estimates, one from each half of the images. Their sampling errors are
+independent, so they cancel on average.
 """,
-    how_sure=f"""
-Intervals are 95 % Student's t intervals over {{num_seeds}} seeds. Each seed has another initialization, other measured
-images and another order of training images. Different seeds share images for the statistics of pixels. Training is
-short, so the accuracy is much lower than the network could reach. The study [pooling](pooling.md) measures larger
-shifts, without training. Relative errors and changes below {of.SMALL:g} count as small. The "exploratory" claims and
-the measure for neighbors were chosen after a first look at the data. The reference results use CIFAR-10 recompressed as
-JPEG (quality about 75). JPEG blocks of 8 x 8 pixels may make statistics depend on the position.
+    how_sure="""
+Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured
+images and the order of training images. The claims that training makes maps more equivariant have intervals that hold
+jointly. The images for the statistics of pixels overlap between seeds. Training is short, so the accuracy is much lower
+than the network could reach. The exploratory claims and the measure for neighbors were chosen after a first look at the
+data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG blocks of 8 x 8 pixels may make
+statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,
@@ -120,11 +113,12 @@ JPEG (quality about 75). JPEG blocks of 8 x 8 pixels may make statistics depend 
         "equivariance": "Relative error of the maps of AlexNet B under a shift of the image, away from the border. The "
         "error is zero up to rounding if the total stride of the map divides the shift. Bars are 95 % intervals. "
         "Points are shifted slightly sideways.",
-        "invariance": "Response of the output to a shift of the image. Left: change divided by the distance between "
-        "two images (gray line: as large as this distance). Right: fraction of images that keep their predicted class. "
-        "Bars are 95 % intervals; bars of fractions are cut at 1. Points are shifted slightly sideways.",
+        "invariance": "Response of the output to a shift of the image. Left: change of the output, divided by the "
+        "distance between the outputs for two images; the gray line is at 1. Right: fraction of images that keep their "
+        "predicted class. Bars are 95 % intervals, cut at a fraction of 1. Points are shifted slightly sideways.",
         "pooling": "Change of two feature maps under a shift by one pixel, with and without pooling. The change is "
-        "divided by the distance between two images. Bars are 95 % intervals. Points are shifted slightly sideways.",
+        "divided by the distance between the maps of two images. Bars are 95 % intervals. Points are shifted slightly "
+        "sideways.",
         "stationarity": "Gray values of CIFAR-10 by position: mean, standard deviation, and correlation of two pixels. "
         "Stationary images would have flat curves of mean and standard deviation, and equal correlations at all "
         "positions. The band is the standard deviation over positions. The axes of mean and standard deviation do not "

@@ -58,7 +58,7 @@ def stride(frame: pd.DataFrame) -> Claim:
     cases = [(when, shift) for when in WHEN for shift in (1, 2)]
     errors = [by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift) for when, shift in cases]
     says = f"Shifts by one or two pixels (the stride is {STRIDES_OF[LAST]}) break the symmetry of the maps of {LAST}"
-    return _large(says, "smallest relative error of all cases", errors)
+    return _large(says, "smallest relative error of both shifts, before and after training", errors)
 
 
 def border(frame: pd.DataFrame) -> Claim:
@@ -82,19 +82,19 @@ def pooling(frame: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def _lower(says: str, ratios: npt.ArrayLike, of: str, comparisons: int = 1, note: str = "") -> Claim:
+def _lower(says: str, ratios: npt.ArrayLike, of: str, comparisons: int = 1) -> Claim:
     ratio = geometric_mean(ratios, comparisons)
-    return Claim(says, ratio.below(1), f"ratio ({of}): {ratio}{note}; claimed: below 1")
+    return Claim(says, ratio.below(1), f"ratio ({of}): {ratio}; claimed: below 1")
 
 
 def trained(frame: pd.DataFrame) -> dict[str, Claim]:
     """Whether training makes the maps of each stage more equivariant. Only the claim on the last stage was planned."""
-    made, num = {}, len(STRIDED)
+    made = {}
     for stage in STRIDED:
         before, after = (by_seed(frame, "equivariance_error", layer=stage, training=when, shift=1) for when in WHEN)
         says = f"raining makes the maps of {stage} more equivariant, for a shift by one pixel"
         says = f"T{says}" if stage == LAST else f"Exploratory: t{says}"
-        made[stage] = _lower(says, after / before, RATIO, num, f", one of {num} simultaneous intervals")
+        made[stage] = _lower(says, after / before, f"error {RATIO}", len(STRIDED))
     return made
 
 
@@ -104,8 +104,8 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     for when, words in WHEN.items():
         found = mean(changes[when])
         says = f"{words.capitalize()} the output of the AlexNet is nearly invariant to a shift by one pixel"
-        because = f"change of the output divided by the distance between two images: {found}; nearly invariant: below "
-        because += f"{SMALL:g}"
+        because = f"change of the output divided by the distance between the outputs for two images: {found}; nearly "
+        because += f"invariant: below {SMALL:g}"
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
         says = f"{words.capitalize()} the AlexNet is nearer to invariance than the fully connected network"
@@ -118,9 +118,13 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     survive = "After training, nine of ten images keep their predicted class under a shift by one pixel"
     return [
         *made,
-        _lower("Training brings the AlexNet nearer to invariance", after / before, RATIO),
-        _lower("Exploratory: training lowers the change of the output under a shift by one pixel", moved, RATIO),
-        Claim(farther, apart.above(1), f"ratio ({RATIO}): {apart}; claimed: above 1"),
+        _lower("Training brings the AlexNet nearer to invariance", after / before, f"change / distance, {RATIO}"),
+        _lower(
+            "Exploratory: training lowers the change of the output under a shift by one pixel",
+            moved,
+            f"change {RATIO}",
+        ),
+        Claim(farther, apart.above(1), f"ratio (distance {RATIO}): {apart}; claimed: above 1"),
         Claim(
             survive,
             same.above(EXPLAINED),
@@ -133,24 +137,25 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     """Whether training changes the distance between images by a larger factor than the response to a shift."""
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
-    says = "Exploratory: training increases the distance between images more than it lowers the change under a shift"
+    says = "Exploratory: training increases the distance between outputs more than it lowers the change under a shift"
     return Claim(says, found.above(1), f"factor of the distance times factor of the change: {found}; claimed: above 1")
 
 
 def images(frame: pd.DataFrame) -> list[Claim]:
     """Whether the images are stationary."""
     made, places, spread = [], "over positions, divided by", "standard deviation of the"
-    same = f"the same: below {SMALL:g}"
+    same = f"limit: {SMALL:g}"
     scales = {"mean": f"{places} the standard deviation of a pixel", "variance": f"{places} the mean variance"}
     for name, scale in scales.items():
         found = mean(by_seed(frame, f"{name}_spread"))
-        says = f"The {name} of a pixel is the same everywhere"
+        says = f"The {name} of a pixel is the same at all positions"
         made.append(Claim(says, found.below(SMALL), f"{spread} {name} {scale}: {found}; {same}"))
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
-        because = f"fraction of the differences that displacement explains: {found}; required: above {EXPLAINED:g}"
+        because = f"fraction of the variance over pairs that the displacement explains: {found}; required: above "
+        because += f"{EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
     because = f"{spread} correlation r of neighbors {places} 1 - r: {found}; {same}"
-    return [*made, Claim("Neighboring pixels have the same correlation everywhere", found.below(SMALL), because)]
+    return [*made, Claim("Neighboring pixels have the same correlation at all positions", found.below(SMALL), because)]

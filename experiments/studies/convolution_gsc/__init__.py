@@ -20,10 +20,8 @@ TOLERANCE = 1.03
 
 def claims(collected: Collected) -> list[Claim]:
     """Which kinds of stacks keep GSC, which lower GSC, and whether mean field predicts the factor."""
-    frame, kept = (
-        collected.frame,
-        f"GSC of a stack differs from GSC of the torus by less than {100 * (UNCHANGED - 1):.0f} %",
-    )
+    frame = collected.frame
+    kept = f"GSC differs from GSC of the reference by less than {100 * (UNCHANGED - 1):.0f} %"
     totals = of.factors(frame)
     lowered = {
         "Zero padding lowers GSC from the middle layer to the output": factor(frame, "zeros", of.depth(frame) // 2),
@@ -69,48 +67,51 @@ def answer(collected: Collected) -> str:
 STUDY = Study(
     question="What do stride, padding and pooling do to the gradients of a convolutional network?",
     use="""
-When you choose stride and padding, you need not consider gradients: both hardly change GSC at initialization. Max
-pooling makes gradients smaller relative to the activations, and average pooling makes them much smaller. A random
-change has different signs within a window, so averaging cancels most of it.
+You can choose stride and padding without considering gradients, because both hardly change GSC at initialization.
+Max pooling lowers GSC, and average pooling lowers GSC much more. A random change has different signs at the pixels of a
+window, so averaging cancels most of it.
 """,
     method=f"""
 A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} convolutions of size 3 x 3 with ReLU,
 {{model.channels}} channels, He's weights and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels
-({{data.batch_size}} samples, {{probes}} probes, {{num_seeds}} seeds). We compare stacks with equal weights:
+({{data.batch_size}} samples per seed, {{num_seeds}} seeds). GSC from input to output is estimated from {{probes}}
+probes. We compare stacks with equal weights:
 
-- **circular**: circular padding, which joins opposite borders to a torus. This stack ("the torus") is the reference.
-- **valid**, **reflect** and **zeros**: without padding, with mirrored padding, and with zero padding.
-- **strided**: circular padding; the first convolution of every stage has stride 2.
-- **max**, **average**: circular padding; 2 x 2 pooling at the end of every stage.
+- **circular**: stride 1, no pooling, and circular padding, which joins opposite borders to a torus. This stack is the
+  **reference**.
+- **valid**, **reflect** and **zeros**: as the reference, but without padding, with mirrored or with zero padding.
+- **strided**: as the reference, but the first convolution of every stage has stride 2.
+- **max**, **average**: as the reference, with 2 x 2 pooling at the end of every stage.
 
-The **factor** of a stack is its GSC from input to output, divided by GSC of the torus with the same seed. Stacks of one
-seed have equal weights and inputs, so common effects of a seed cancel. We report geometric means over seeds.
+The **factor** of a stack is its GSC, divided by GSC of the reference with the same seed. Both have the same weights and
+inputs, so effects of the seed that they share cancel. We report geometric means over seeds.
 
 **Mean field** is the limit of many channels (J. Xiao et al., arXiv:1806.05393). The weights of a kernel are
 independent, so a convolution with He's weights and ReLU does not change GSC, for any stride. Zero padding changes GSC,
-because some weights have no effect at the border. Average pooling of m pixels multiplies GSC by 1 / (1 + (m - 1) rho).
-Here rho is the cosine similarity of two pixels; the factor is 1 / m if the pixels are equal. Max pooling passes each
-gradient to the largest pixel, which is positive more often than the other pixels. If a window has the
-pre-activations h_1, ..., h_m of variance 1, the factor of max pooling is therefore
-P(max h_i > 0) / E[max(h_1, ..., h_m, 0)^2]. In the first layer, pre-activations of a window are uncorrelated, because
-the input is white noise. Each further layer makes them more similar.
+because at the border some weights multiply zeros. Average pooling of m pixels multiplies GSC by
+1 / (1 + (m - 1) rho), where rho is the cosine similarity of two pixels of a window. The factor is 1 / m if all pixels
+of a window are equal.
+
+Max pooling passes each gradient to the largest pixel of a window. This pixel is positive more often than others, so the
+ReLU before it passes more of the gradient. For pre-activations h_1, ..., h_m of variance 1 in a window, the factor of
+max pooling is therefore P(max h_i > 0) / E[max(h_1, ..., h_m, 0)^2]. In the first layer, the pre-activations of a
+window are uncorrelated, because the input is white noise. Each further layer makes them more similar.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals of the logarithm over initializations and inputs. Mean field is the limit of
-many channels, so we accept a deviation of {100 * (TOLERANCE - 1):.0f} % per layer (chosen after trial runs). All inputs
-are white noise. Pixels of images are correlated, so average pooling should lower GSC more, even in the first stage.
+Intervals are 95 % Student's t intervals of log GSC over seeds, which differ in weights and inputs. The stacks have
+finitely many channels, so we accept a deviation from mean field of {100 * (TOLERANCE - 1):.0f} % per layer (chosen
+after trial runs). All inputs are white noise. In images, neighboring pixels are correlated, so average pooling should
+lower GSC more, already in the first stage.
 """,
     claims=claims,
     answer=answer,
     figures=figures.draw,
     captions={
-        "total": "GSC from input to output of each stack, divided by GSC with circular padding (the torus). Left: "
-        "stride and padding. "
-        "Right: pooling. Dots: means with 95 % intervals. Crosses: mean field, drawn slightly above the dots. "
-        "Gray band: factors that count as no change.",
-        "layers": "GSC from every layer to the output. Left: stride and padding, divided by GSC of the torus (circular "
-        "padding). Middle: "
-        "max pooling. Right: average pooling. Bars are 95 % intervals over seeds. Crosses: mean field, where it "
-        "differs from the torus. In the left panel, points are shifted slightly sideways.",
+        "total": "GSC from input to output of each stack, divided by GSC of the stack with circular padding (the "
+        "torus). Dots are means with 95 % intervals. Crosses are mean field, drawn slightly above the dots. Factors in "
+        "the gray band count as no change.",
+        "layers": "GSC from every layer to the output. In the left panel, GSC is divided by GSC of the stack with "
+        "circular padding (the torus), and points are shifted slightly sideways. The other panels show max pooling and "
+        "average pooling. Bars are 95 % intervals over seeds. Crosses are mean field, where it differs from 1.",
     },
 )

@@ -13,8 +13,8 @@ from experiments.studies.exploding_symptoms import figures as exploding_symptom_
 from experiments.studies.exploding_symptoms import signals
 from experiments.studies.exploding_symptoms.alarms import CELL, Alarms
 from experiments.studies.exploding_symptoms.claims import LIMITS, MOST_FALSE_ALARMS
-from experiments.studies.exploding_symptoms.signals import FAILURE, GUESSING, LEARNED, THRESHOLDS, WORDS
-from gradscope.monitor.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
+from experiments.studies.exploding_symptoms.signals import FAILURE, GUESSING, LEARNED, MEANINGS, THRESHOLDS, WORDS
+from gradscope.monitor.alarms import FEWEST, RECENT
 
 __all__ = ["STUDY"]
 
@@ -22,6 +22,7 @@ __all__ = ["STUDY"]
 DEPTH, WIDTH, NUM_STEPS, NUM_PROBES, NUM_IMAGES = 20, 50, 50, 2, 32
 # Seed of the resampling of cells.
 SEED = 0
+SIGNALS = ";\n".join(f"- *{WORDS[name]}*: {meaning}" for name, meaning in MEANINGS.items()) + "."
 
 
 def claims(collected: Collected) -> list[Claim]:
@@ -51,11 +52,11 @@ def answer(collected: Collected) -> str:
     warned, sure = alarms.leads[most], decide.warned_by(alarms, MOST_FALSE_ALARMS)[0]
     return (
         f'The signal "{WORDS[most]}" announces the failure of {alarms.announced(warned)}, with a median lead of '
-        f"{alarms.typical(warned)}, but it is a false alarm in {alarms.false_alarms(most)} that do not fail. Signals "
-        f"that are shown to have less than {100 * MOST_FALSE_ALARMS:g} % false alarms "
+        f"{alarms.typical(warned)}; it fires when {MEANINGS[most]}. It also fires in {alarms.false_alarms(most)} that "
+        "do not fail (false alarms). Signals that are shown to give false alarms in less than "
+        f"{100 * MOST_FALSE_ALARMS:g} % of the runs that do not fail "
         f"({decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}) announce the failure of "
-        f"{alarms.announced(sure)}, with a median lead of {alarms.typical(sure)}. Signals are defined under "
-        '"How it was found".'
+        f"{alarms.announced(sure)}, with a median lead of {alarms.typical(sure)}."
     )
 
 
@@ -74,21 +75,17 @@ def details(collected: Collected) -> str:
     if alarms.fired:
         first = decide.firsts(found).sum()
         names = decide.names_in_words(first.index[first == first.max()])
-        parts.append(
-            f"The signal that is most often first is: {names}, in {first.max()} runs. The thresholds of the signals "
-            "have different rates of false alarms."
-        )
+        parts.append(f"The signal that is most often first is: {names}, in {first.max()} runs.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            f"Signals that never fired, and so are not judged: {decide.names_in_words(silent)}. The largest GSC at "
+            f"No claim is made about signals that never fired: {decide.names_in_words(silent)}. The largest GSC at "
             f"step 0 is 10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
         parts.append("The loss jump tests the same number as the failure, with a lower threshold.")
     parts.append(
-        f"{decide.largest(alarms).because}. Leads are medians in steps; all intervals are 95 % intervals. The column "
-        '"first" counts the runs in which the signal is first, alone or with others. The column "equally long" is the '
-        "rate of false alarms in equally long monitoring."
+        'Leads are medians. The column "first" counts the runs in which the signal is first, alone or with others. The '
+        'column "equally long" is the rate of false alarms in equally long parts of controls.'
     )
     return "\n\n".join([" ".join(parts), _signals(alarms), _sensitivity(alarms)])
 
@@ -133,57 +130,53 @@ Stop a run automatically only on a loss jump, which comes just before the failur
 run, but do not stop the run automatically. Do not rely on GSC at initialization to predict failures.
 """,
     method=f"""
-Plain networks of depth {DEPTH} and width {WIDTH} learn digits by SGD with momentum in float32. Over {NUM_STEPS} steps,
-the learning rate rises linearly to a peak value (range test, L. N. Smith, arXiv:1506.01186), so a run may learn at
-first and fail later. Gradients of three of the five networks (relu_batch, tanh_layer, selu) explode at initialization.
-GSC is estimated from {NUM_PROBES} random vectors, the same at every step, on {NUM_IMAGES} test images.
+Fully connected networks without skip connections (depth {DEPTH}, width {WIDTH}) learn to classify images of digits.
+They are trained by SGD with momentum in float32, with {{num_seeds}} seeds for each network and peak learning rate. The
+learning rate rises linearly to its peak over the {NUM_STEPS} steps of a run (range test, L. N. Smith,
+arXiv:1506.01186). So a run may learn at first and fail later. Gradients of relu+batch, tanh+layer and selu explode at
+initialization; the other networks are relu and tanh. GSC is estimated from {NUM_PROBES} probes, the same at every step,
+on {NUM_IMAGES} test images.
 
-**Failure** is the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10. (The loss of guessing is
-ln 10.) **Controls** are the runs that do not fail. A control has **learned** if its last loss is
-below {LEARNED / GUESSING:g} times the loss of guessing. Thresholds of **signals** are taken from the monitor or were
-fixed before the runs. A *jump* compares a value with its median over up to {RECENT} previous steps (at least {FEWEST}):
+A run **fails** at the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10. Guessing among the 10
+classes gives the loss ln 10. **Controls** are the runs that do not fail. A control has **learned** if its last loss is
+below {LEARNED / GUESSING:g} ln 10.
 
-- *loss jump*: the loss is above {LOSS_JUMP:g} times its median;
-- *gradient jump*: the norm of the gradient of all weights is above {signals.GRADIENT_JUMP:g} times its median;
-- *update*: the norm of the update of a layer is above {signals.LARGE_UPDATE:g} times the norm of its weights;
-- *weight growth*: the norm of the weights of a layer is {WEIGHT_GROWTH:g} times as large as at the beginning;
-- *GSC*: GSC from some layer to the logits (squared convention, arXiv:1712.05577) is above 10^{EXTREME_LOG10:g};
-- *GSC jump*: the largest GSC of all layers is above {signals.GSC_JUMP:g} times its median.
+Thresholds of **signals** are those of `gs.Monitor` or were fixed before the runs. A *recent median* is the median over
+the previous steps, at least {FEWEST} and at most {RECENT} of them. A signal fires under this condition:
 
-Loss jump and failure are two thresholds of the same loss. If the median is near the loss of guessing, the threshold of
-a loss jump is {LOSS_JUMP * GUESSING / FAILURE:g} times the threshold of a failure.
+{SIGNALS}
 
-A signal **announces** a failure if it passes its threshold at an earlier step. The **lead** is the number of steps from
-the signal to the failure, or to a non-finite loss (NaN). In a control, every signal is a **false alarm**. A failing run
-is monitored only until it fails, so a signal has more steps to fire in a control. We therefore also report false alarms
-for **equally long** monitoring. For this, we form all pairs of a control and a failing run, and report the fraction of
-pairs in which the signal fires in the control before the failing run fails. A signal is **reliable** if the interval of
-its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %, unreliable if it is above, and undecided otherwise. A
-claim about reliable signals is decided only if its verdict is the same with and without the undecided signals.
+A signal **announces** a failure if it fires at an earlier step. The **lead** is the number of steps from the first time
+that the signal fires to the failure, or to the first non-finite loss (NaN). A signal that fires in a control is a
+**false alarm**. A failing run is monitored only until it fails, so a signal has more steps to fire in a control. We
+therefore also report false alarms in **equally long** parts of controls. For this, we form all pairs of a control and a
+failing run. We report the fraction of pairs in which the signal fires in the control before the failing run fails.
+
+A signal is **reliable** if the whole 95 % interval of its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %,
+unreliable if it is above, and undecided otherwise. A claim about reliable signals is decided only if its verdict is the
+same with and without the undecided signals. In claims, "most" means more than 50 %.
 """,
     how_sure=f"""
-Runs of one network at one learning rate (a cell) resemble each other. Therefore the 95 % intervals resample whole
-cells. If the intervals for independent runs are wider (Wilson for proportions, order statistics for medians), we use
-those intervals. With few cells, intervals tend to be too narrow. The intervals cover only these networks and learning
-rates. We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the
-last step are not counted. A run that fails within {FEWEST} steps cannot show a jump. "Exploratory" claims were made
-after a first look at the runs. The same runs decide which signals are reliable, and which failures these signals
-announce. The networks with the largest GSC at step 0 have normalization, which also limits the effect of a large
-update. The data cannot separate the effects of GSC and normalization. To reach GSC above 10^{EXTREME_LOG10:g}, networks
-would have to be deeper.
+Runs of one network at one learning rate (a cell) resemble each other, so the 95 % intervals resample whole cells. Each
+interval is extended by the interval for independent runs (Wilson for proportions, order statistics for medians). With
+few cells, intervals tend to be too narrow. The intervals cover only these networks and learning rates.
+
+We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the last
+step of a run are not seen. A run that fails within {FEWEST} steps cannot show a jump, because a recent median needs
+{FEWEST} steps. Reliable signals were not confirmed on new runs. The networks with the largest GSC at step 0 have
+normalization, which also limits the effect of a large update. The data cannot separate the effects of GSC and
+normalization.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "warnings": "For each signal, percentage of the failing runs that it announces, and percentage of the other "
-        "runs "
-        "in which it is a false alarm. "
-        "Error bars are 95 % intervals.",
-        "leads": "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run. "
-        "Dots of equal values are shifted up or down. "
-        "Below the dots, diamonds: medians, with 95 % intervals; no bar: too few cells "
-        "(combinations of network and learning rate) for an interval.",
-        "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires if it is above 1.",
+        "warnings": "For each signal, percentage of the failing runs that it announces, and percentage of the runs "
+        "without failure in which it is a false alarm. Error bars are 95 % intervals.",
+        "leads": "Steps from a signal to the failure (left) and to a non-finite loss (right), one dot per run. Dots "
+        "with equal values are shifted vertically. The diamond below the dots is their median, and the bar is its 95 % "
+        "interval. There is no bar for fewer than six dots.",
+        "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires when its curve is above "
+        "1.",
         "failures": "Percentage of runs that fail, by network and peak learning rate. Networks are sorted by GSC at "
         "step 0.",
     },

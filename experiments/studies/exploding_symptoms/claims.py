@@ -29,23 +29,23 @@ def warns(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" announces most failures',
         warned.most,
-        f"{warned}; most: above 50 %; median lead: {lead}",
+        f"{warned}; median lead: {lead}",
     )
 
 
 def silent(alarms: Alarms, name: str) -> Claim:
     """Whether a signal never fires in most controls."""
     every, learned = (alarms.part(~fired[name]) for fired in (alarms.false, quiet(alarms.table, learned=True)))
-    says = f'In most runs that do not fail, the signal "{WORDS[name]}" never fires'
-    return Claim(says, every.most, f"{every}; most: above 50 %; among runs that learned: {learned}")
+    says = f'In most controls, the signal "{WORDS[name]}" never fires'
+    return Claim(says, every.most, f"never fires in {every}; among controls that learned: {learned}")
 
 
 def tells(alarms: Alarms, name: str) -> Claim:
     """Whether a signal fires more often before a failure than in a control that is monitored equally long."""
     warned, more = alarms.leads[name].notna().mean(), alarms.advantage(name)
-    says = f'Exploratory: "{WORDS[name]}" fires more often before failures than in equally long parts of other runs'
-    because = f"fires in a fraction {warned:.2f} of failing runs and {alarms.matched(name)} of equally long parts of "
-    because += f"controls; difference: {more}"
+    says = f'Exploratory: "{WORDS[name]}" fires more often before failures than in equally long parts of controls'
+    because = f"fraction of failing runs: {warned:.2f}; of equally long parts of controls: {alarms.matched(name)}; "
+    because += f"difference: {more}"
     return Claim(says, more.above(0.0), because)
 
 
@@ -55,11 +55,10 @@ def update_first(alarms: Alarms) -> Claim:
     update = alarms.part(first["update"])
     others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
-        'At these thresholds, "update" is the first signal (alone or with others) in most announced failures',
+        'At these thresholds, "update" fires first (alone or at the same step as others) in most announced failures',
         update.most,
-        f"{update}; most: above 50 %; runs in which other signals are first: {others or 'none'}; false alarms of this "
-        "signal: "
-        f"{alarms.false_alarms('update')}",
+        f"{update}; runs in which another signal is first: {others or 'none'}; false alarms of "
+        f'"update": {alarms.false_alarms("update")}',
     )
 
 
@@ -77,7 +76,8 @@ def reliable(alarms: Alarms) -> list[Claim]:
         _most(f"Exploratory: reliable signals announce most of the failures after step {LATE}", alarms, *after),
         _most("Exploratory: reliable signals without the loss jump announce most failures", alarms, *others),
         Claim(
-            f"In most announced failures, the first reliable signal is at least {FEW_STEPS} steps before the failure",
+            f"In most failures that a reliable signal announces, the first such signal fires at least {FEW_STEPS} "
+            "steps before the failure",
             early[0].most if early[0].most is early[1].most else None,
             f"{early[0]}; median lead: {alarms.typical(sure)}; with undecided signals: {early[1]}",
         ),
@@ -103,7 +103,7 @@ def at_once(alarms: Alarms) -> Claim:
     ended = alarms.table[np.isfinite(alarms.table["nan_step"])]
     after = ended["nan_step"] - ended["failure_step"]
     soon = alarms.part(after <= FEW_STEPS)
-    says = f"In most runs whose loss becomes non-finite, this happens at most {FEW_STEPS} steps after the failure"
+    says = f"In most runs whose loss becomes non-finite, the loss does so at most {FEW_STEPS} steps after the failure"
     return Claim(says, soon.most, f"{soon}; median: {alarms.typical(after)}")
 
 
@@ -112,7 +112,8 @@ def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
     area = alarms.ranking(models)
     if area is None:
         return Claim(says, None, "there is no learning rate at which some networks fail and others do not")
-    because = f"fraction of pairs of runs in which the failing run has the larger GSC: {area}; by chance: 0.5"
+    because = "fraction of pairs (runs with equal learning rate and seed) in which the failing run has the larger GSC: "
+    because += f"{area}; by chance: 0.5"
     return Claim(says, area.above(0.5), because)
 
 
@@ -123,7 +124,8 @@ def largest(alarms: Alarms) -> Claim:
     own = alarms.table[alarms.table.index.get_level_values("model") == model]
     failed = alarms.part(np.isfinite(own["failure_step"]))
     says = "Exploratory: the network with the largest GSC at step 0 fails in some runs"
-    because = f"{model} has the largest GSC at step 0 (10^{starts.max():.1f} on average) and fails in {failed}"
+    network = model.replace("_", "+")
+    because = f"{network} has the largest GSC at step 0 (10^{starts.max():.1f} on average) and fails in {failed}"
     return Claim(says, failed.count > 0, because)
 
 

@@ -29,6 +29,15 @@ THRESHOLDS = {
     "gsc_jump": GSC_JUMP,
 }
 WORDS = {name: name.replace("_", " ").replace("gsc", "GSC") for name in THRESHOLDS}
+# When each signal fires. The recent median is defined in the method of the study.
+MEANINGS = {
+    "loss_jump": f"the loss is above {LOSS_JUMP:g} times its recent median",
+    "gradient_jump": f"the norm of the gradient of all weights is above {GRADIENT_JUMP:g} times its recent median",
+    "update": f"one step changes the weights of a layer by more than {LARGE_UPDATE:g} times their norm",
+    "weight_growth": f"the weights of a layer have more than {WEIGHT_GROWTH:g} times their initial norm",
+    "gsc": f"GSC from some layer to the logits is above 10^{EXTREME_LOG10:g}",
+    "gsc_jump": f"the largest GSC from any layer to the logits is above {GSC_JUMP:g} times its recent median",
+}
 
 
 def condensed(collected: Collected) -> Collected:

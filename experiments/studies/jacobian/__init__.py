@@ -48,7 +48,7 @@ def claims(collected: Collected) -> list[Claim]:
         ),
         *(_collapses(f"The volume of the {model} network collapses", volumes[model]) for model in GAUSSIAN),
         Claim(
-            "Per layer, the linear network loses as much volume as expected for a Gaussian matrix",
+            "Per layer, the volume of the linear network shrinks by the expected factor of a Gaussian matrix",
             linear.within(expected, STABLE),
             f"{says}: {linear}; expected: {expected:.4f}; equal: within {STABLE:.4f}",
         ),
@@ -75,9 +75,9 @@ def answer(collected: Collected) -> str:
     return (
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
         f"network: the error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. J scales "
-        f"small areas by the factor |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. A "
-        "few directions carry the norm of the Jacobian and most others collapse, so that one number does not describe "
-        f"it, in these deep networks: {listed(few)}."
+        f"small areas by the factor |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. In these "
+        "deep networks, a few singular values dominate the norm of J and most others shrink with depth, so that the "
+        f"norm alone does not describe J: {listed(few)}."
     )
 
 
@@ -90,8 +90,9 @@ def details(collected: Collected) -> str:
         rows.append([model, *factors, f"{numbers.last_rank(frame, model).value:.1f}"])
     head = ["network", "quadratic mean, factor per layer", "geometric mean, factor per layer", "effective rank"]
     return (
-        f"{table(head, rows)}\n\nMeans are over singular values. Factors are averages over the second half of the "
-        f"layers. The effective rank is measured at the last layer; it is at most {numbers.width(frame)}."
+        f"{table(head, rows)}\n\nMeans are over the singular values of the Jacobian. Factors are averages over the "
+        "second half of the layers. The effective rank is measured at the last layer; it is at most "
+        f"{numbers.width(frame)}."
     )
 
 
@@ -123,6 +124,7 @@ def _identity(frame: pd.DataFrame) -> Claim:
         smallest >= -ROUNDING,
         f"{norms.size} layers of {len(DEEP)} networks; smallest difference: "
         + (f"{smallest:.3g}" if abs(smallest) > ROUNDING else f"within {ROUNDING:g} of 0"),
+        identity=True,
     )
 
 
@@ -149,11 +151,12 @@ STUDY = Study(
     answer=answer,
     use="""
 Use the Jacobian to predict the effect of small changes, and check whether the change is small enough. In deep networks,
-look at both norm and effective rank: the norm can be stable although nearly all directions have collapsed.
+look at both norm and effective rank: the norm can be stable although nearly all singular values have collapsed.
 """,
     method=f"""
 **A map of the plane.** A tanh network R^2 -> R^2 (depth {PLANE_DEPTH}, width {PLANE_WIDTH}, weight variance
-{PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. Two numbers are measured for several steps h:
+{PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. We measure two numbers for steps h from
+{STEPS[0]:g} to {STEPS[-1]:g}:
 
 - the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} directions u. This
   error is proportional to h if J is the derivative;
@@ -161,40 +164,39 @@ look at both norm and effective rank: the norm can be stable although nearly all
 
 **Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three networks have
 Gaussian weights: *linear*, *tanh* and *selu*. Two networks are controls: *orthogonal* is linear with uniformly random
-orthogonal weights, and *expanding* multiplies such weights by {SCALE:g}. Four numbers are computed from the singular
-values s_i of the Jacobian from the input to every layer:
+orthogonal weights, and *expanding* multiplies such weights by {SCALE:g}. We compute four numbers from the singular
+values s_i of the Jacobian J from the input to every layer:
 
 - the quadratic mean norm qm(J), the root of the mean of s_i^2;
-- the mean log singular value ln|det J| / n, which is at most ln qm(J). We sum ln|det| over layers, because small
-  singular values of the product are below the rounding errors of the large ones;
+- the mean log singular value ln|det J| / n, which is at most ln qm(J). The **volume** is |det J|. We sum ln|det| over
+  layers, because small singular values of the product are below the rounding errors of the large ones;
 - the mean log singular value without the largest tenth of the singular values;
 - the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio). It is n if all s_i are equal, and 1 if only one
-  s_i is not zero. If the effective rank is below {FEW:g} n, few directions carry the norm.
+  s_i is not zero. If the effective rank is below {FEW:g} n, we say that few directions carry the norm.
 
-Rates are mean changes per layer over the half of the layers farther from the input. *Explode*, *vanish* and *collapse*
-are defined as for GSC: the square of the number changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For
-Gaussian matrices W of variance 1 / n, the mean of ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
+Rates are mean changes per layer over the half of the layers farther from the input. qm(J), or the geometric mean of the
+singular values, **explodes** if its square grows by a factor of more than {STABLE_SQUARE:g} per layer. It **vanishes**
+or **collapses** if its square shrinks by a factor of more than {STABLE_SQUARE:g} per layer. Its logarithm then changes
+by more than ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f}. For Gaussian matrices W of variance 1 / n, the mean of
+ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations and input points. The inequality between ln qm(J) and the
-mean log singular value, and the rates of both controls, are known beforehand, so they check the measurement. All
-numbers are exact up to rounding in float64. At the smallest steps, rounding dominates the error of the linearization.
-Gaussian matrices lose volume even without a nonlinearity, so a collapsing volume is mainly an effect of the weights.
-Tanh networks reach a constant rate only after many layers, so the first layers still affect the rates. The effective
-rank and the controls were added after a first look at norms and volumes. Layers are square. Normalization and ReLU are
-left out: they make J singular.
+Intervals are 95 % Student's t intervals over initializations and input points. The rates of both controls are known
+beforehand, so they check the measurement. All numbers are exact up to rounding in float64. At the smallest steps,
+rounding dominates the error of the linearization. Volume also collapses in the linear network, so a collapse is mainly
+an effect of the Gaussian weights. Tanh networks reach a constant rate only after many layers, so their rates depend on
+the depth. The effective rank and the controls were added after a first look at norms and volumes. All layers are
+square. Normalization and ReLU are left out, because they make J singular.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
         "grid": "Image of a grid of the plane under a tanh network (blue), and under its linearization "
         "at the center (orange).",
-        "steps": "Errors of the linearization against the step size h. Left: error of the output. Right: relative "
-        "difference "
-        "between area and |det J|. One curve per initialization.",
-        "volume": "Singular values of the Jacobian from the input to each layer. Top: logarithms of three means; where "
-        "curves coincide, only the last one drawn is visible. Bottom: effective rank. Bands are 95 % intervals over "
-        "seeds.",
+        "steps": "Errors of the linearization against the step size h, one curve per initialization. Left: error of "
+        "the output. Right: relative difference between the scaling of areas and |det J|.",
+        "volume": "Singular values of the Jacobian from the input to each layer. Top: logarithms of three means; some "
+        "curves coincide. Bottom: effective rank. Bands are 95 % intervals over seeds.",
     },
     details=details,
 )

@@ -40,13 +40,13 @@ def shares(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)} and {DEPTHS[-1]} blocks, theory predicts the skip share of every branch within {SHARE:g}",
         means.all_of(*(one.within(0.0, SHARE) for one in found.values())),
-        f"largest difference (measured - theory): {worst:+}, in the {branch} branch of block {block}, one of "
-        f"{len(found)} simultaneous intervals; limit: {SHARE:g} for every interval",
+        f"largest of {len(found)} differences (measured - theory): {worst:+}, in the {branch} branch of block {block}; "
+        f"limit: {SHARE:g} for every difference",
     )
 
 
 def band(frame: pd.DataFrame, norm: str) -> Claim:
-    """Whether the band of theory holds at least `COVERED` of the networks."""
+    """Whether at least `COVERED` of the networks have GSC in the band of theory."""
     return Claim(
         f"With {name(norm)}, GSC of at least {100 * COVERED:g} % of the networks lies in the band of theory",
         inside(frame, norm).above(COVERED),
@@ -90,11 +90,11 @@ def _differences(measured: pd.DataFrame, predicted: pd.DataFrame) -> dict[int, M
 
 
 def _rises(frame: pd.DataFrame) -> Claim:
-    """Whether the stream takes over with depth, as dilution by a growing stream implies."""
+    """Whether the skip share grows with depth, as a growing residual stream implies."""
     ends = [numbers.shares(frame, "pre", branch).iloc[:, [0, -1]] for branch in BRANCHES]
     found = [means.mean(end.iloc[:, 1] - end.iloc[:, 0], comparisons=len(ends)) for end in ends]
     return Claim(
-        f"With pre-norm, skips pass a larger share in the last of {DEPTHS[-1]} blocks than in the first",
+        f"With pre-norm, skip connections have a larger share in the last of {DEPTHS[-1]} blocks than in the first",
         means.all_of(*(one.above(0.0) for one in found)),
         "skip share of the last block minus that of the first: "
         + listed(f"{one:+} ({branch})" for one, branch in zip(found, BRANCHES, strict=True)),

@@ -50,7 +50,7 @@ def claims(collected: Collected) -> list[Claim]:
         ),
         _quarter(frame),
         Claim(
-            "GSC, which does not depend on the scale of layers, also vanishes in a sigmoid network",
+            "GSC, which does not change if a layer is multiplied by a constant, also vanishes in a sigmoid network",
             steady["verdict"] == "vanishing",
             f"growth rate of GSC per layer: {measured(steady['rate'], steady['rate_low'], steady['rate_high'])}, "
             f"verdict: {steady['verdict']}; vanishing: below {1 - MARGIN:g}",
@@ -67,9 +67,9 @@ def answer(collected: Collected) -> str:
     lead = {True: "Yes, for", False: "No, not for", None: "The data cannot tell for"}[_quarter(frame).holds]
     alone = not (_larger(frame, SCALES[0]).holds or _keeps(frame, "sigmoid", "batch").holds)
     return (
-        f"{lead} a sigmoid network with the usual weight variance 1 / n. Per layer toward the input, its gradient is "
-        f"multiplied by {numbers.rate(frame, *SIGMOID)}; mean field predicts "
-        f"{numbers.in_theory(1):.4f}, and the slope allows at most {SLOPE:g}."
+        f"{lead} a sigmoid network with weight variance 1 / n, where n is the number of inputs of a layer. Per layer "
+        f"toward the input, the gradient norm is multiplied by {numbers.rate(frame, *SIGMOID)}; mean-field theory "
+        f"predicts {numbers.in_theory(1):.4f}, and the slope allows at most {SLOPE:g}."
         f"{'' if alone else ' But the slope does not decide alone: weights and normalization also matter.'}"
     )
 
@@ -80,16 +80,15 @@ def details(collected: Collected) -> str:
     larger = ", ".join(f"{numbers.rate(frame, *SIGMOID, scale).value:.3f} for {scale**2} / n" for scale in SCALES)
     inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
-        f"Factor per layer of the sigmoid network with larger weight variance: {larger}.\n\n{_kept_names(frame)}\n\n"
-        f"{_network_table(frame)}\n\n"
-        "Factors are for the norm of the gradient of the weights, with simultaneous intervals. Rate, mean field and "
-        f"verdict are for GSC.\n\nThe chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
+        f"Factor per layer of the sigmoid network with larger weight variance: {larger}.\n\n"
+        f"Rate, mean field and verdict are those of GSC:\n\n{_network_table(frame)}\n\n"
+        f"The chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
     )
 
 
 def _quarter(frame: pd.DataFrame) -> Claim:
     factor = numbers.rate(frame, *SIGMOID)
-    says = "In a sigmoid network, every layer shrinks the gradient to a quarter or less"
+    says = "In a sigmoid network, the gradient norm shrinks to a quarter or less per layer, on average over layers"
     because = f"factor per layer: {factor}; mean field: {numbers.in_theory(1):.4f}; bound: {SLOPE:g}"
     return Claim(says, factor.below(SLOPE), because)
 
@@ -99,8 +98,7 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
     most = KEPT ** (1 / depth)
     return Claim(
         f"In the network {labels.network_name([activation, norm])}, gradient norms change by less than a factor of "
-        f"{KEPT:g} "
-        f"over {depth} layers",
+        f"{KEPT:g} over {depth} layers",
         means.all_of(factor.above(1 / most), factor.below(most)),
         f"factor per layer: {factor}; claimed: {1 / most:.3f} to {most:.3f}; over {depth} layers: "
         f"{factor.value**depth:.2g}",
@@ -108,43 +106,29 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
 
 
 def _larger(frame: pd.DataFrame, scale: int) -> Claim:
-    """Whether the gradient shrinks to more than a quarter (at the smallest scale), or grows (at the largest scale)."""
-    keeps = ("shrinks to more than a quarter per layer", SLOPE)
+    """Whether the gradient norm shrinks by less than a factor of 4 (smallest scale), or grows (largest scale)."""
+    keeps = (f"shrinks by less than a factor of {1 / SLOPE:g} per layer", SLOPE)
     says, least = {SCALES[0]: keeps, SCALES[-1]: ("grows toward the input", 1.0)}[scale]
     factor = numbers.rate(frame, *SIGMOID, scale)
     return Claim(
-        f"With weight variance {scale**2} / n, the gradient of a sigmoid network {says}",
+        f"With weight variance {scale**2} / n, the gradient norm of a sigmoid network {says}",
         factor.above(least),
         f"factor per layer: {factor}; mean field: {numbers.in_theory(scale):.3f}; bound by the slope: "
         f"{scale * SLOPE:g}",
     )
 
 
-def _kept_names(frame: pd.DataFrame) -> str:
-    """Networks in which the gradient norm is kept, shrinks more or grows more, and undecided networks."""
-    kept, unclear = f"changes by less than a factor of {KEPT:g} in", "undecided for"
-    names: dict[str, list[str]] = {kept: [], "shrinks more in": [], "grows more in": [], unclear: []}
-    for activation, norm in NETWORKS:
-        changed = "shrinks more in" if numbers.rate(frame, activation, norm).value < 1 else "grows more in"
-        words = {True: kept, False: changed, None: unclear}[_keeps(frame, activation, norm).holds]
-        names[words].append(labels.network_name([activation, norm]))
-    parts = [f"{words} {', '.join(own)}" for words, own in names.items() if own]
-    return f"Over {numbers.layers(frame)} layers, the gradient norm {'; '.join(parts)}."
-
-
 def _network_table(frame: pd.DataFrame) -> str:
-    depth, growth, predicted = numbers.layers(frame), numbers.gsc_growth(frame), numbers.gsc_rates(frame)
-    head = ["network", "factor per layer", f"over {depth} layers", "GSC rate per layer", "mean field", "verdict",
-            "pre-activation std, last layer"]  # fmt: skip
+    growth, predicted = numbers.gsc_growth(frame), numbers.gsc_rates(frame)
+    head = ["network", "GSC rate per layer", "mean field", "verdict", "pre-activation std, last layer"]
     rows = []
     for network in NETWORKS:
-        row, factor = growth[network], numbers.rate(frame, *network)
+        row = growth[network]
         rate = measured(row["rate"], row["rate_low"], row["rate_high"])
         last = numbers.last_deviations(frame, *network)  # below rounding if all samples have nearly the same values
         deviation = "below rounding" if (last < ROUNDING).all() else str(means.geometric_mean(last))
-        factors = str(factor), f"{factor.value**depth:.2g}"
         theory = f"{predicted[network]:.3f}"
-        rows.append([labels.network_name(network), *factors, rate, theory, row["verdict"], deviation])
+        rows.append([labels.network_name(network), rate, theory, row["verdict"], deviation])
     return table(head, rows)
 
 
@@ -163,31 +147,33 @@ the loss is E = (t - y)^2 / 2. The sigmoid s has s' = s (1 - s), so the chain ru
 - d2 = d3 w3 a2 (1 - a2), dE/dw2 = d2 a1
 - d1 = d2 w2 a1 (1 - a1), dE/dw1 = d1 x
 
-Autograd must give these derivatives, and `gs.measure` their absolute values.
+Autograd must give dE/dw1, dE/dw2 and dE/dw3, and `gs.measure` their absolute values.
 
-**Chains.** In a row of L units h <- s(w h + b), the derivative of the last unit with respect to the first is a product
-of L factors w s', so the derivative is at most (w / 4)^L. The derivative is measured over {chains.UNITS} units for
-{" and for ".join(chains.LONG)}. The second choice keeps the units near their largest slope.
+**Chains.** A chain has L units h_i = s(w h_(i-1) + b). Its derivative dh_L / dh_0 is a product of L factors w s', so it
+is at most (w / 4)^L. It is measured over {chains.UNITS} units for {" and for ".join(chains.LONG)}. The second choice
+keeps the units near their largest slope.
 
-**Networks.** The networks have depth {{model.depth}}, width {{model.width}} and a linear head for
-{{model.out_features}} classes, in {{dtype}}. The data are {{data.batch_size}} samples of Gaussian noise with random
-labels; there are {{num_seeds}} initializations. Weights have variance 2 / n for ReLU and 1 / n otherwise. We measure:
+**Networks.** The networks are fully connected, with depth {{model.depth}}, width {{model.width}} and a linear head for
+{{model.out_features}} classes, in {{dtype}}. Inputs are {{data.batch_size}} samples of Gaussian noise with random
+labels; there are {{num_seeds}} initializations. Weights have variance 2 / n for ReLU and 1 / n otherwise, where n is
+the number of inputs of the layer. We measure:
 
-- the norm of the gradient of the mean cross-entropy with respect to the weights of every layer (`gs.measure`);
+- the gradient norm: the norm of the gradient of the mean cross-entropy with respect to the weights of a layer
+  (`gs.measure`);
 - the growth rate of GSC from every layer to the logits;
 - the standard deviation over samples of the pre-activations of the last layer.
 
-The **factor per layer** is the factor by which the gradient norm grows per layer, from the last layer back to the
-second. The norm counts as kept if it changes by less than a factor of {KEPT:g} over all layers.
+The **factor per layer** is the mean factor by which the gradient norm grows per layer, from the last layer back to the
+second.
 
 **Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]), which is at
 most sqrt(v) / 4 for any data. Larger weights raise this bound, so we also multiply the hidden weights of the sigmoid
 network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation, which removes the bound.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer are
-simultaneous (Bonferroni) over all {len(NETWORKS)} networks, and over all {len(SCALES)} scales of the weights. All
-networks are at initialization, have no biases, and have the same depth and width.
+Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer hold
+jointly (Bonferroni) for all {len(NETWORKS)} networks, and for all {len(SCALES)} scales of the weights. All networks are
+at initialization, have no biases, and have the same depth and width.
 """,
     claims=claims,
     figures=figures.draw,
@@ -195,7 +181,7 @@ networks are at initialization, have no biases, and have the same depth and widt
         "gradients": "Norm of the gradient of the weights of every layer, one panel per normalization. Lines are means "
         "of logarithms over seeds, bands one standard deviation.",
         "chains": "Derivative of the last unit of a chain of sigmoids with respect to the first unit, against the "
-        "number of units, and the bound of this derivative. One color shows small weights, the other large weights.",
+        "number of units, and the bound of this derivative. The colors stand for small and large weights.",
         "weights": "Factor per layer of a sigmoid network against its weight variance. Bars are 95 % intervals.",
     },
     details=details,

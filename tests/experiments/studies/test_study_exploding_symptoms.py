@@ -36,7 +36,7 @@ def verdicts(collected):
 
 # Words of claims.
 ANNOUNCES, SILENT, TELLS = "announces most failures", "never fires", "fires more often"
-RELIABLE, OTHER, EARLY, LATE = "Together, the reliable", "without the loss", "first reliable signal", "after step 10"
+RELIABLE, OTHER, EARLY, LATE = "Together, the reliable", "without the loss", "first such signal", "after step 10"
 LARGEST = "network with the largest GSC"
 
 
@@ -49,9 +49,10 @@ def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_fires():
     assert found("gradient jump", SILENT).holds is True and found("update", SILENT).holds is False
     assert found("gradient jump", TELLS).holds is True
     assert found("update", TELLS).holds is not True  # it fires in every run, failing or not
-    assert found("update", TELLS).because.startswith("fires in a fraction 1.00 of failing runs and 1 (")
-    first = found('"update" is the first')
-    assert first.holds is True and "false alarms of this signal: 40 of 40 runs" in first.because
+    because = "fraction of failing runs: 1.00; of equally long parts of controls: 1 ("
+    assert found("update", TELLS).because.startswith(because)
+    first = found('"update" fires first')
+    assert first.holds is True and 'false alarms of "update": 40 of 40 runs' in first.because
     assert found(RELIABLE).holds is True and "update" not in found(RELIABLE).because
     assert found(OTHER).holds is True and found(EARLY).holds is True and found(LATE).holds is True
     assert not any("weight growth" in one or one.startswith("GSC") for one in says)  # never fired: nothing is claimed
@@ -101,7 +102,6 @@ def test_the_network_that_explodes_most():
     claim = verdicts(kept(calm, wild))(LARGEST)
     assert claim.holds is False
     assert claim.because.startswith("wild ") and "10^5.0" in claim.because and "0 of 1 runs" in claim.because
-    assert claim.because in study.STUDY.details(kept(calm, wild))
     assert verdicts(kept(calm, wild | {"failure_step": 3}))(LARGEST).holds is True
 
 

@@ -130,7 +130,7 @@ def test_claims_and_answer_of_what_is_measured(collected):
     found = {claim.says: claim.verdict for claim in rescaling.STUDY.claims(collected)}
     assert list(found.values()) == ["checked", "checked", "checked", "supported", "contradicted"]
     answer = rescaling.STUDY.answer(collected)
-    assert answer.startswith("No.") and "(R = 4)" in answer
+    assert answer.startswith("No.") and "R = 4 per layer" in answer
 
 
 @pytest.mark.parametrize(("quantity", "place"), [("loss_difference", 0), ("ratio_error", 1), ("gsc_difference", 2)])
