@@ -1,4 +1,4 @@
-"""Figures for any sweep: every figure for which the frame has data."""
+"""Figures of a sweep: every figure for which the frame has data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gradscope import meanfield as mf
 
 STATISTICS = ("preactivation_std", "sign_diversity")
 TRAINED = ("train_loss", "test_accuracy", "test_loss", "test_bits", "learning_rate", "images_per_second")
-FEWEST = 3  # values of a key that rates are drawn against
+FEWEST = 3  # rates are drawn against a key only if the key has at least this number of values
 MATRICES = 16  # heat maps per figure
 
 
@@ -35,8 +35,8 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     """All figures for which the frame has data, by name; prints what they leave out.
 
     Few networks are labeled curves: the first of ``keys`` is shown by color and the second by dash; three or more are
-    joined into one label.  If there are too many networks for one plot, `assign` gives each key its place in panels,
-    and the growth rates get figures of their own.
+    joined into one label.  If there are too many networks for one plot, `assign` decides which key is shown by color,
+    by column and so on, and the growth rates get separate figures.
     """
     special: dict[str, Figure] = {}
     if set(keys) == {"weight_variance", "bias_variance"}:
@@ -169,7 +169,7 @@ def _curves_without(keys: list[str], growth: pd.DataFrame) -> int:
 def _curves(
     frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[tuple[str, ...], str], keys: Sequence[str]
 ) -> Figure:
-    """Curves with their notes, and mean field, whose legend says of which values of the second key it is."""
+    """Curves with their notes, and mean-field predictions, whose legend gives the value of the second key."""
     longest = max(len("+".join(name)) + len(note) for name, note in notes.items()) if notes else 0
     figure, ax = plt.subplots(figsize=(max(8.2, 4.6 + 0.08 * longest), 4.8), layout="constrained")
     plots.profile(frame, **roles, notes=notes, ax=ax)

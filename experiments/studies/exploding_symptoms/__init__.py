@@ -66,7 +66,7 @@ def details(collected: Collected) -> str:
     if not len(found):
         return "There is nothing to compare."
     cells = alarms.table.groupby(level=CELL, observed=True)["failure_step"].min()
-    soon = f", {alarms.median(ended['nan_step'] - ended['failure_step'])} steps after the failure" if len(ended) else ""
+    soon = f", {alarms.median(ended['nan_step'] - ended['failure_step']):steps} after the failure" if len(ended) else ""
     parts = [
         f"Of {len(alarms.table)} runs, {len(found)} fail, in {np.isfinite(cells).sum()} of {len(cells)} combinations "
         f"of network and learning rate. The loss becomes non-finite in {len(ended)} of these runs{soon}."
@@ -181,8 +181,7 @@ would have to be deeper.
         "Error bars are 95 % intervals.",
         "leads": "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run. "
         "Dots of equal values are shifted up or down. "
-        "Below the dots, diamonds: medians, with 95 % intervals; no bar: too few cells "
-        "(combinations of network and learning rate) for an interval.",
+        "Below the dots, diamonds: medians, with 95 % intervals; no bar: fewer than 6 runs, too few for an interval.",
         "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires if it is above 1.",
         "failures": "Percentage of runs that fail, by network and peak learning rate. Networks are sorted by GSC at "
         "step 0.",
