@@ -181,7 +181,7 @@ would have to be deeper.
         "Error bars are 95 % intervals.",
         "leads": "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run. "
         "Dots of equal values are shifted up or down. "
-        "Below the dots, diamonds: medians, with 95 % intervals; no bar: fewer than 6 runs, too few for an interval.",
+        "Below the dots, diamonds: medians, with 95 % intervals; no bar: too few runs for an interval.",
         "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires if it is above 1.",
         "failures": "Percentage of runs that fail, by network and peak learning rate. Networks are sorted by GSC at "
         "step 0.",
