@@ -199,8 +199,8 @@ normalization (relu+batch). We measure networks of {DEPTH} blocks and width {WID
 {NUM_SEEDS} initializations and {BATCH_SIZE} samples of Gaussian noise. GSC (squared convention) is estimated from
 {NUM_PROBES} random probes.
 
-**Law of dilution** ("the law"). The **dilution** k of a block is the length of its skip divided by the length of its
-branch, and r is GSC of the branch alone. If skip and branch are orthogonal, and their Jacobians too, GSC of the block
+**Law of dilution** ("the law"). The **dilution** k of a block is the length (Euclidean norm) of its skip divided by the
+length of its branch, and r is GSC of the branch alone. If skip and branch are orthogonal, and their Jacobians too, GSC of the block
 is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the skip divides
 GSC - 1 by k^2 + 1.
 
@@ -220,8 +220,8 @@ the law, where GSC is the product over blocks, with k and r from mean field.
 
 **Single blocks.** In {NUM_BLOCKS} blocks of every network, we measure k, r and the GSC of the block. For each network
 and seed, we sum the measured GSC - 1 over these blocks, and the GSC - 1 that the law gives for the measured k and r.
-The two sums must agree within {100 * TOLERANCE:.0f} %. (At k = 1, k and k^2 are equal, so networks with k = 1 do not
-test the power of k.)
+The mean ratio of the two sums over seeds must be within {100 * TOLERANCE:.0f} % of 1. (At k = 1, k and k^2 are equal,
+so networks with k = 1 do not test the power of k.)
 
 **ReLU without normalization.** Two networks with unit skips have no normalization. In one, the branch has the form
 V relu(W f); in the other, the branch ends in the ReLU: relu(W f). Branches of both have r = 1, so the law predicts
@@ -235,10 +235,10 @@ stage divided by the growth per block in the first stage.
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. They are not corrected for multiple comparisons, so some
 claims may be wrong by chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look at the data.**
-Mean field is the limit of infinite width, and only in this limit are skip and branch exactly orthogonal. At finite width the
-rate is different (study [depth_width](depth_width.md)), and a stronger skip does not necessarily make this difference
-smaller. The law does not cover the ResNet, whose blocks end in a ReLU and whose stages differ in width. All networks
-are at initialization.
+Mean field, and the law for random weights, hold in the limit of infinite width. At finite
+width the rate is different (study [depth_width](depth_width.md)), and a stronger skip does not necessarily make this
+difference smaller. The law does not cover the ResNet, whose blocks end in a ReLU and whose stages differ in width. All
+networks are at initialization.
 """,
     claims=claims,
     figures=figures.draw,
