@@ -200,9 +200,9 @@ normalization (relu+batch). We measure networks of {DEPTH} blocks and width {WID
 {NUM_PROBES} random probes.
 
 **Law of dilution** ("the law"). The **dilution** k of a block is the length (Euclidean norm) of its skip divided by the
-length of its branch, and r is GSC of the branch alone. If skip and branch are orthogonal, and their Jacobians too, GSC of the block
-is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the skip divides
-GSC - 1 by k^2 + 1.
+length of its branch, and r is GSC of the branch alone. If skip and branch are orthogonal, and their Jacobians too, GSC
+of the block is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the
+skip divides GSC - 1 by k^2 + 1.
 
 **Constant dilution.** Normalization gives branches of all blocks the same length. So with a skip weight s below 1, k
 converges to s / sqrt(1 - s^2) over the blocks. We choose s such that k = {", ".join(DILUTIONS)} (k = 0: no skip). The
