@@ -188,17 +188,18 @@ normalization ("relu+batch"), and SELU ("selu"). They are measured on {BATCH_SIZ
 {NUM_SEEDS} initializations. Each network is measured unchanged and with one change (a **remedy**). Numbers of
 parameters are equal within 1 %. The remedies are:
 
-- **wider**: the number of layers is divided by {FEWER}, and the layers are wider
+- **wider**: the number of layers is divided by {FEWER}, and the layers are wider (equal number of parameters)
 - **residual**: skip connections f + V phi(norm(W f)), with two linear maps per block and half as many blocks
 - **batch norm**, **layer norm**: normalization of the pre-activations; **plain**: no normalization
 - initial weights **he** (variance 2 / fan-in), **lecun** (variance 1 / fan-in), **xavier** (in square layers the same
   as lecun), **orthogonal**, **critical** (chi_1 = 1 in mean field, arXiv:1611.01232), **looks linear** (without
   normalization, arXiv:1702.08591), and **LSUV** (arXiv:1511.06422, `gradscope.initializers.lsuv`)
 
-**Repeated networks.** In mean field, only the variance of the weights matters, so some changes repeat another network.
-For tanh without biases, critical and orthogonal have the same variance as lecun. Batch normalization cancels the scale
-of the weights, so xavier, orthogonal and LSUV do not change relu+batch. For SELU, orthogonal and LSUV do not change the
-variance. Repeated networks are marked †, compared with the network that they repeat, and not counted as remedies.
+**Repeated networks.** In mean field, only the variance of the weights matters, so some changes give the same network as
+another change or as no change. For tanh without biases, critical and orthogonal have the same variance as lecun. Batch
+normalization cancels the scale of the weights, so xavier, orthogonal and LSUV do not change relu+batch. For SELU,
+orthogonal and LSUV do not change the variance. Repeated networks are marked †, compared with the network that they
+repeat, and not counted as remedies.
 
 **No finding is counted twice.** Three repetitions hold exactly at every width, so they are not claims: critical and
 lecun weights have the same distribution for tanh, and batch normalization cancels both the scale of xavier weights and

@@ -136,7 +136,7 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     return Claim(
         f"The law holds in single blocks of {name(branch)} with {CASES[case]}",
         ratio.within(1.0, TOLERANCE),
-        f"sum of GSC - 1, measured / by the law: {ratio}; {EQUAL}; mean k: {own['dilution'].mean():.2f}; mean r: "
+        f"sum of (GSC - 1), measured / by the law: {ratio}; {EQUAL}; mean k: {own['dilution'].mean():.2f}; mean r: "
         f"{own['branch_gsc'].mean():.3f}",
     )
 
@@ -229,8 +229,8 @@ GSC 1 for any k. The mean of measured GSC divided by GSC of the law must be with
 
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
 and width {RESNET_WIDTH}. We measure GSC from every block to the logits, on noise of the size of an image. We compare
-two numbers with and without skips: the growth from the first to the last block, and the growth per block in the last
-stage divided by the growth per block in the first stage.
+two numbers with and without skips: the growth of log GSC from the first to the last block, and the growth per block in
+the last stage divided by the growth per block in the first stage.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. They are not corrected for multiple comparisons, so some

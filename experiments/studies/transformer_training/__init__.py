@@ -56,7 +56,8 @@ def details(collected: Collected) -> str:
         ]
         for name in sorted(found.fired, key=lambda name: -found.leads[name].notna().sum())
     ]  # fmt: skip
-    head = ["signal", "failures announced", "median lead", f"lead of at least {EARLY}", "false alarms", "equally long"]
+    early = f"lead of {EARLY} steps or more"
+    head = ["signal", "failures announced", "median lead", early, "false alarms", "equally long"]
     rates = sorted(frame["lr"].unique())
     moved = [
         [decide.NAMES[name], "with" if qk else "without",
@@ -68,8 +69,8 @@ def details(collected: Collected) -> str:
     silent = [WORDS[name] for name in THRESHOLDS if name not in found.fired]
     never = f" Signals that never fired: {listed(silent)}." if silent else ""
     return (
-        f"Of {len(failed)} runs, {failed.sum()} diverge.{never} The last column is the rate of false alarms in equally "
-        f"long monitoring.\n\n{table(head, rows)}\n\n"
+        f'Of {len(failed)} runs, {failed.sum()} diverge.{never} "Equally long": rate of false alarms in equally long '
+        f"monitoring.\n\n{table(head, rows)}\n\n"
         f"log10 of (last / first value) by peak step size:\n\n{table(changes, moved)}"
     )
 
@@ -98,7 +99,7 @@ STUDY = Study(
     answer=answer,
     use="""
 Monitor the norm of updates divided by the norm of the weights. This ratio is known from the first step on. A large
-attention logit alone is no reason to stop a run: compare it with the attention logits of a run of the same network that
+attention logit alone is no reason to stop a run. Compare it with the attention logits of a run of the same network that
 learns.
 """,
     method=f"""

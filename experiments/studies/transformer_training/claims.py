@@ -52,7 +52,7 @@ def early(alarms: Alarms, name: str) -> Claim:
     """Whether a signal announces most failures at least `EARLY` steps before."""
     warned = alarms.part(alarms.leads[name] >= EARLY)
     return Claim(
-        f'The signal "{WORDS[name]}" announces most failures at least {EARLY} steps before',
+        f'The signal "{WORDS[name]}" announces most failures at least {EARLY} steps in advance',
         warned.most,
         f"{warned}; most: above 50 %",
     )

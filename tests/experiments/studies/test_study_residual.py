@@ -259,7 +259,7 @@ def test_a_frame_that_keeps_the_law():
     text = residual.STUDY.answer(collected)
     assert "8 of 8 tests" in text and "10 %, and 0 contradict" in text and "for tanh+layer and relu+batch." in text
     assert "connections lower the growth of a ResNet" in text and "with skips and 4.2" in text
-    assert "| tanh+layer, law |" in residual.STUDY.details(collected)
+    assert "| tanh+layer, by the law |" in residual.STUDY.details(collected)
 
 
 @functools.cache
