@@ -32,7 +32,7 @@ MATRICES = 16  # heat maps per figure
 
 
 def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """All figures for which the frame has data, by name; prints what they leave out.
+    """All figures for which the frame has data, by name; prints what the figures leave out.
 
     Few networks are labeled curves: the first of ``keys`` is shown by color and the second by dash; three or more are
     joined into one label.  If there are too many networks for one plot, `assign` decides which key is shown by color,
@@ -59,7 +59,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     parts = [table[[labels.NETWORK]] if keys[2:] else labels.labeled(table, keys) for table in (frame, known)]
     by_labels = dict(zip(parts[1].itertuples(index=False, name=None), notes, strict=True))
     roles: dict[str, Any] = dict(zip(("hue", "style"), ("color", "dash")[: parts[0].shape[1]], strict=False))
-    # The labels are new columns, because the theory needs the columns with the values.
+    # Labels get new columns, because the theory needs the numbers in the columns of the keys.
     frame = frame.assign(**dict(zip(roles.values(), parts[0].to_numpy().T, strict=True)))
     named = profile["index"].max() < plots.MAX_NAMED_LAYERS and not (profile["layer"].str.startswith("layers.")).any()
     if named:

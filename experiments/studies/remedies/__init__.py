@@ -93,8 +93,9 @@ def details(collected: Collected) -> str:
     ]
     orders = (f"{numbers.correlation(b, own, 'nlc').value:.2f} for {NAMES[b]}" for b, own in found.items())
     parts = [
-        f"Remedies that leave log10 GSC below {LEAST:.2f} and keep more than {100 * MOSTLY:.0f} % of the nonlinearity "
-        f"of the outputs: {listed(examples)}. The rank correlation of GSC and NLC (not tested) is {listed(orders)}."
+        f"Remedies with log10 GSC below {LEAST:.2f} and more than {100 * MOSTLY:.0f} % of the unchanged network's "
+        f"nonlinearity of the outputs: {listed(examples)}. The rank correlation of GSC and NLC (not tested) is "
+        f"{listed(orders)}."
     ]
     for baseline, by_remedy in found.items():
         head = [NAMES[baseline], "log10 GSC, input to output", "rate per layer", "mean field", "not affine",

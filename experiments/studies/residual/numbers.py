@@ -142,6 +142,6 @@ def single_blocks(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
 
 
 def block_excess(table: pd.DataFrame, case: str) -> FloatArray:
-    """Sum of GSC - 1 over the blocks of a case, divided by the same sum for the law, one per seed."""
+    """Sum of GSC - 1 over the blocks of a network (``case``), divided by the sum that the law gives, one per seed."""
     sums = (table.loc[case, ["block_gsc", "law"]] - 1).groupby(level="seed").sum()
     return (sums["block_gsc"] / sums["law"]).to_numpy()

@@ -11,7 +11,6 @@ from experiments.evidence import means
 from experiments.evidence.alarms import Alarms
 from experiments.evidence.means import Mean
 from experiments.evidence.study import Claim
-from experiments.evidence.words import listed
 from experiments.studies.transformer_training import signals
 from experiments.studies.transformer_training.signals import WORDS
 
@@ -128,8 +127,3 @@ def delay(runs: pd.DataFrame, lr: float, num_steps: int) -> Mean:
     """Step of failure with QK norm minus step without, for equal seeds; ``num_steps`` for a run that does not fail."""
     failure = runs["failure_step"].clip(upper=num_steps)
     return means.mean(failure.loc[True, lr] - failure.loc[False, lr])
-
-
-def named(verdicts: dict[str, bool | None], wanted: bool | None) -> str:
-    """The names of signals with the verdict ``wanted``, as a list for a sentence."""
-    return listed(WORDS[name] for name, holds in verdicts.items() if holds is wanted)
