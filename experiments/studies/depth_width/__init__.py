@@ -77,8 +77,8 @@ def details(collected: Collected) -> str:
     if again > 1:
         later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}
         words = [f"{verdict} for the {size}" for size, verdict in later.items()]
-        seeds = f"{again} seeds were added after the first look at the data. With these seeds alone, the claim that the log "
-        parts.append(f"{seeds}rate of {name('selu')} stays within tolerance is {listed(words)}.")
+        seeds = f"{again} seeds were added after the first look at the data. With these seeds alone, the claim that the"
+        parts.append(f"{seeds} log rate of {name('selu')} stays within tolerance is {listed(words)}.")
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
