@@ -27,11 +27,11 @@ INTRODUCTION = (
 )
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 RULE = (
-    "Brackets after a number contain its 95 % interval. A claim is supported if it is true for every value in the "
-    "interval, contradicted if it is false for every value, and undecided otherwise. If a claim has several intervals, "
-    "all must support it, and one is enough to contradict it. A number without an interval is itself compared with the "
-    'limit. If another rule decides a claim, the claim or the method states the rule. "No spread" means that the two '
-    "ends of the interval are equal up to rounding."
+    "Brackets after a number contain its 95 % interval. A claim is supported if it is true in the whole interval, "
+    "contradicted if it is false in the whole interval, and undecided otherwise. If a claim has several intervals, all "
+    "must support it, and one is enough to contradict it. A number without an interval is itself compared with the "
+    'limit. Other rules are stated in the claim or the method. "No spread": the ends of the interval are equal up to '
+    "rounding."
 )
 EXPLORATORY = 'Claims that begin with "Exploratory" were added after a first look at the data.'
 CHECKED = "*Checked* claims are theorems or identities, tested up to rounding. Only a bug could make them fail."
@@ -42,15 +42,11 @@ GLOSSARY = """
   GSC is the squared relative change of f_l, on average, divided by the squared relative change of f_k. Gradients
   explode if GSC grows with the number of layers between k and l. This definition is the squared convention: part of
   the literature calls the square root of this number GSC.
-- **Growth rate** of GSC, or rate: the factor by which GSC to the output grows per layer, from the output towards the
-  input.
+- **Growth rate** of GSC, or rate: the factor by which GSC to the output grows per layer, towards the input.
 - **Mean field** ([theory](../theory.md)): predictions for a network of infinite width with random weights.
 - **Names** of networks: tanh+layer has the activation tanh and layer normalization, tanh+batch has batch
   normalization, and tanh has no normalization.
-- **NLC**, the nonlinearity coefficient ([formula](../../README.md#what-is-measured)), is 1 for an affine map and
-  larger for a more nonlinear map.
-- **Probes** ([estimates](../estimates.md)) are random vectors. The Frobenius norm of a Jacobian is estimated from
-  probes if the exact computation is too expensive.
+- Other terms are explained in the [glossary](../glossary.md).
 """
 CORES = 2
 
