@@ -30,11 +30,11 @@ def claims(collected: Collected) -> list[Claim]:
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         change, sizes = _change(found, network, size), rates.numbers(size)
         says = f"The rate of {name(network)} depends on the {size}"
-        because = (
-            f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+}; supported if the interval "
+        because = f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+}"
+        rule = (
+            f"supported: interval without 0; contradicted: interval that contains 0 and lies within {TOLERANCE:g} of 0"
         )
-        because += f"excludes 0, contradicted if it contains 0 and lies within {TOLERANCE:g} of 0"
-        made.append(Claim(says, _depends(change), because))
+        made.append(Claim(says, _depends(change), f"{because}; {rule}"))
     for network, rates in found.items():
         end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
         says = f"Extrapolated to infinite width, the rate of {name(network)} agrees with mean field within tolerance"

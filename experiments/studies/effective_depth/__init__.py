@@ -180,8 +180,8 @@ more, so the changes of these layers act almost independently of each other.
     method=f"""
 **Residual trick.** A trained layer l is the sum of the layer before training and the change by training. Its Jacobian
 is I_l + R_l, where I_l is the Jacobian of the layer before training, and R_l that of the change. The Jacobian of the
-network is the product of these sums over all layers. Multiplied out, this product has many terms. C^k is the sum of the
-terms that contain R_l of exactly k layers: the joint contribution of k trained layers, computed exactly by
+network is the product of these sums over all layers. In the expanded product, C^k is the sum of the terms that contain
+R_l of exactly k layers: the joint contribution of k trained layers, computed exactly by
 `C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
 
 The share of C^k is its norm divided by the sum of the norms of all contributions. The **effective depth** is the

@@ -201,14 +201,14 @@ normalization (relu+batch). We measure networks of {DEPTH} blocks and width {WID
 
 **Law of dilution** ("the law"). The **dilution** k of a block is the length (Euclidean norm) of its skip divided by the
 length of its branch, and r is GSC of the branch alone. If skip and branch are orthogonal, and their Jacobians too, GSC
-of the block is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the
-skip divides GSC - 1 by k^2 + 1.
+of the block is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So
+GSC - 1 is r - 1 divided by k^2 + 1.
 
 **Constant dilution.** Normalization gives branches of all blocks the same length. So with a skip weight s below 1, k
 converges to s / sqrt(1 - s^2) over the blocks. We choose s such that k = {", ".join(DILUTIONS)} (k = 0: no skip). The
 largest k is also measured at width {NARROW_WIDTH}. The **rate** is the growth factor of GSC per block. By the law, a
-skip divides rate - 1 by k^2 + 1. For each seed, we divide (rate - 1) (k^2 + 1) with the skip by rate - 1 without a
-skip. The mean of this ratio over seeds must be within {100 * TOLERANCE:.0f} % of 1.
+skip divides rate - 1 by k^2 + 1. So for each seed, we divide (rate - 1) (k^2 + 1) with the skip by rate - 1 without a
+skip. The mean ratio must be within {100 * TOLERANCE:.0f} % of 1.
 
 **Unit skips** (s = 1). The skip gets longer with every block, so k^2 is proportional to the depth. By the law, GSC
 approaches a power of the depth, depth^(r - 1), instead of the exponential r^depth. The **early growth** is the growth
@@ -244,13 +244,12 @@ networks are at initialization.
     figures=figures.draw,
     captions={
         "law": "Growth rate of GSC per block, minus 1, against the dilution k (length of the skip divided by that of "
-        "the branch), for two kinds of branches. Bars are 95 % intervals over seeds. Dashed: law of dilution. Points "
-        "are shifted slightly sideways.",
+        "the branch), for two kinds of branches. Bars are 95 % intervals over seeds. Dashed: law of dilution.",
         "growth": "GSC from the stem to each block, one row per kind of branch. Left: several dilutions. Right: unit "
         "skips, with a logarithmic axis for the depth. Bars are 95 % intervals over seeds. Dashed: law of dilution.",
         "blocks": "GSC of single blocks, measured and by the law of dilution. Left: one marker per block. Right: sum "
         "of measured (GSC - 1) divided by the sum of the law, with 95 % intervals over seeds. The gray band is the "
-        "tolerance. On the right, points are shifted slightly sideways.",
+        "tolerance.",
         "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections. Lines are means "
         'over seeds, bands one standard deviation. The legend gives GSC from the first block to the last ("in all").',
     },

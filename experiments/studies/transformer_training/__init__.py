@@ -13,7 +13,7 @@ from experiments.studies.transformer_training import claims as decide
 from experiments.studies.transformer_training import figures as drawing
 from experiments.studies.transformer_training import signals
 from experiments.studies.transformer_training.claims import EARLY, LARGE, TOO_LARGE
-from experiments.studies.transformer_training.signals import CELL, FAILURE, GUESSING, THRESHOLDS, WORDS
+from experiments.studies.transformer_training.signals import CELL, FAILURE, THRESHOLDS, WORDS
 from gradscope.monitor.alarms import FEWEST, RECENT
 
 __all__ = ["STUDY"]
@@ -110,8 +110,8 @@ arXiv:1506.01186). Each network is trained without and with QK norm, which norma
 (arXiv:2010.04245). The loss, gradients and weights of training are recorded at every step. GSC and attention are
 measured at every step on {{monitor.batch_size}} windows of the test text.
 
-**Failure** (divergence) is the first step whose loss is non-finite or above 2 ln 256 = {FAILURE:.1f} nats. The loss of
-guessing is ln 256 = {GUESSING:.2f} nats. **Controls** are the runs that do not fail.
+**Failure** (divergence) is the first step whose loss is non-finite or above {FAILURE:.1f} nats, twice the loss of
+guessing. **Controls** are the runs that do not fail.
 
 A **signal** is a quantity with a threshold. The signal **fires** at the first step at which the quantity exceeds the
 threshold. A **jump** of a quantity is its value divided by its median over the previous steps (at least {FEWEST}, at
@@ -149,9 +149,8 @@ kind, and train for few steps.
     claims=claims,
     figures=figures,
     captions={
-        "leads": "Steps from a signal to the failure, one dot per failure that the signal announces. Dots of equal "
-        "values are shifted up or down. Below the dots, diamonds: medians, with 95 % intervals; no bar: too few runs "
-        "for an interval.",
+        "leads": "Steps from a signal to the failure, one dot per failure that the signal announces. Below the dots, "
+        "diamonds: medians, with 95 % intervals; no bar: too few runs for an interval.",
         "warnings": "For each signal, percentage of the failing runs that it announces, and percentage of the controls "
         "in which it is a false alarm: in the whole run, and in equally long monitoring. Error bars are 95 % "
         "intervals.",

@@ -63,7 +63,7 @@ def silent(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" fires in less than {100 * MOST_FALSE_ALARMS:g} % of the runs that do not fail',
         None if (above := false.above(MOST_FALSE_ALARMS)) is None else not above,
-        f"{false}; rate of false alarms in equally long monitoring: {alarms.matched(name)}",
+        f"{false}; rate in equally long monitoring: {alarms.matched(name)}",
     )
 
 
