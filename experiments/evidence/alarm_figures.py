@@ -16,9 +16,9 @@ from experiments.evidence.colors import COLORS
 
 
 def warnings(alarms: Alarms, words: Mapping[str, str], cells: str) -> Figure:
-    """Bars: percentage of failing runs that each signal announces, and of others with a false alarm.
+    """Bars for each signal: percentage of failing runs that it announces, and of controls in which it fires.
 
-    ``words``: the name of each signal in words; ``cells``: what a cell is, for the title.
+    ``words``: the name of each signal in words; ``cells``: what runs of a cell have in common, for the title.
     """
     figure, ax = plt.subplots(figsize=(8.2, 4.2), layout="constrained")
     names, colors = alarms.fired, COLORS
@@ -46,7 +46,10 @@ def warnings(alarms: Alarms, words: Mapping[str, str], cells: str) -> Figure:
 
 
 def lead_dots(ax: Axes, alarms: Alarms, words: Mapping[str, str], end: str = "failure_step") -> None:
-    """One dot per announced run, at the steps from the warning to ``end``; the median and its interval below."""
+    """One dot per failure that a signal announces, at the number of steps from the signal to ``end``.
+
+    Below the dots of a signal are the median and its interval.
+    """
     found, names = leads(alarms.table, alarms.signals, end), alarms.fired
     for place, name in enumerate(names):
         known = found[name].dropna()

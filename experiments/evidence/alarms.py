@@ -1,6 +1,7 @@
-"""How often signals fire: before failures, in runs that do not fail (controls), and in equally long parts of controls.
+"""How often signals fire before failures and in runs that do not fail (controls).
 
-Runs of one network at one learning rate (a cell) resemble each other, so all intervals resample cells.
+A signal is a quantity with a threshold. The signal fires at the first step at which the quantity exceeds the threshold.
+Runs with equal configurations up to the seed (a cell) resemble each other, so all intervals resample whole cells.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class Between:
 
 @dataclass(frozen=True)
 class Alarms:
-    """Runs with the step at which each signal fires, and how often each resample draws each run.
+    """Runs with the step at which each signal fires, and resamples of these runs.
 
     Arguments:
         table: One row per run, with the columns failure_step and first_SIGNAL (inf means never).
-        drawn: An array (resamples, runs).
+        drawn: How often each resample contains each run, as an array (resamples, runs).
         signals: The names of the signals.
     """
 
@@ -55,13 +56,13 @@ class Alarms:
     def resampled(
         cls, table: pd.DataFrame, signals: Iterable[str], cell: list[str], *, generator: np.random.Generator
     ) -> Self:
-        """Alarms of a table. ``cell`` names the levels of its index that runs of one cell share."""
+        """Alarms of a table with resampled cells. Runs whose index agrees in the levels ``cell`` form a cell."""
         cells = table.groupby(level=cell, observed=True).ngroup()
         return cls(table, draws(cells, generator=generator), tuple(signals))
 
     @cached_property
     def leads(self) -> pd.DataFrame:
-        """Steps from each signal to the failure, for failing runs; NaN for a signal that did not fire earlier."""
+        """Steps from each signal to the failure, one row per failing run; NaN if the signal did not fire before."""
         return leads(self.table, self.signals)
 
     @cached_property
@@ -71,7 +72,7 @@ class Alarms:
 
     @property
     def fired(self) -> list[str]:
-        """Signals that fired at least once in a control or before a failure. The data say nothing about the others."""
+        """Signals that fired in a control or before a failure. The data cannot judge signals that never fired."""
         return [name for name in self.signals if self.leads[name].notna().any() or self.false[name].any()]
 
     def part(self, which: pd.Series) -> Part:
@@ -88,15 +89,18 @@ class Alarms:
         return self.part(values.notna())
 
     def typical(self, values: pd.Series) -> str:
-        """The median of the leads, in words."""
-        return f"{self.median(values)} steps" if values.notna().any() else "none"
+        """The median over runs in words, such as ``5 steps (3 to 8)``; "none" if every value is NaN."""
+        return f"{self.median(values):steps}" if values.notna().any() else "none"
 
     def false_alarms(self, name: str) -> Part:
         """The proportion of controls in which a signal fires."""
         return self.part(self.false[name])
 
     def matched(self, name: str) -> Between:
-        """Fraction of pairs (control, failing run): the signal fires in the control before the failing run fails."""
+        """Fraction of pairs (control, failing run) in which the signal fires before the step of the failure.
+
+        This is the rate of false alarms if each control is monitored only for as long as a failing run.
+        """
         pairs, controls, failing = self._pairs(name)
         resampled = _pair_means(pairs, controls, failing)
         return Between(float(pairs.mean()) if pairs.size else np.nan, *interval(resampled))
@@ -139,7 +143,7 @@ def leads(found: pd.DataFrame, signals: Iterable[str], end: str = "failure_step"
 
 
 def quiet(found: pd.DataFrame, signals: Iterable[str]) -> pd.DataFrame:
-    """Whether each signal fired, for runs that did not fail."""
+    """Whether each signal fired, one row per run that did not fail."""
     return _firsts(found[~np.isfinite(found["failure_step"])], signals).apply(np.isfinite)
 
 
@@ -168,6 +172,6 @@ def by_layer(frame: pd.DataFrame, quantity: str, index: pd.Index, keys: list[str
 
 
 def jump(values: pd.Series, keys: list[str]) -> pd.Series:
-    """Values divided by the median of previous values in the same run, as the monitor computes it."""
+    """Values divided by the median of previous values in the same run, as `gs.Monitor` computes jumps."""
     runs = values.groupby(level=keys, observed=True)
     return values / runs.transform(lambda run: run.shift(1).rolling(RECENT, min_periods=FEWEST).median()).clip(1e-12)

@@ -2,7 +2,7 @@
 
 Runs of one cell (such as one network at one learning rate) resemble each other, so whole cells are resampled (cluster
 bootstrap: A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, section 3.8). If all runs agree,
-the bootstrap finds no spread, so its interval is joined with the interval for independent runs.
+the bootstrap finds no spread. Therefore the interval is widened to contain also the interval for independent runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def ratio(over: FloatArray, under: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` of ``num`` runs, with Wilson's 95 % interval, widened to include ``resampled`` (for runs in cells)."""
+    """The proportion ``count`` / ``num`` of runs, with Wilson's 95 % interval.
+
+    For runs in cells, ``resampled`` is the interval by resampling. The interval is then widened to contain both.
+    """
 
     count: int
     num: int
@@ -91,19 +94,25 @@ def part(which: npt.ArrayLike, drawn: FloatArray | None = None) -> Part:
 class Median:
     """A median with its 95 % interval by order statistics, which assumes nothing about the distribution.
 
-    The interval goes from the j-th smallest of n values to the j-th largest. j is the largest number with
-    P(Binomial(n, 1/2) < j) <= 2.5 %. The interval is infinite if n < 6, where there is no such j
-    (W. J. Conover, Practical Nonparametric Statistics, section 3.2).
+    The interval goes from the j-th smallest of n values to the j-th largest (W. J. Conover, Practical Nonparametric
+    Statistics, section 3.2). Here j is the largest number with P(Binomial(n, 1/2) < j) <= 2.5 %. For n < 6 there is no
+    such j >= 1, and the interval is infinite.
     """
 
     value: float
     low: float
     high: float
 
-    def __str__(self) -> str:
+    def __format__(self, unit: str) -> str:
+        """The median with a plural as its unit, and its interval: ``f"{median:steps}"`` gives ``5 steps (3 to 8)``."""
+        words = (f"{self.value:g}", unit.removesuffix("s") if self.value == 1 else unit)
+        ends = f"{self.low:g} to {self.high:g}" if self.low < self.high else "no spread"
         if not math.isfinite(self.high - self.low):
-            return f"{self.value:g} (too few for an interval)"
-        return f"{self.value:g} ({f'{self.low:g} to {self.high:g}' if self.low < self.high else 'no spread'})"
+            ends = "too few runs for an interval"
+        return f"{' '.join(filter(None, words))} ({ends})"
+
+    def __str__(self) -> str:
+        return format(self)
 
 
 def median(values: npt.ArrayLike, drawn: FloatArray | None = None) -> Median:

@@ -19,12 +19,12 @@ VERDICTS = ("supported", "contradicted", "undecided", "checked")
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that the data decide.
+    """A sentence that the data support, contradict or leave undecided.
 
     Arguments:
-        says: What is claimed.
+        says: The sentence, without the full stop.
         holds: Whether the data support the claim; None if they cannot decide.
-        because: The numbers that decide, with their errors, read from the frame.
+        because: The numbers that decide, with their intervals, read from the frame.
         identity: The claim is a theorem, tested up to rounding. It checks the code, so it is counted separately.
     """
 

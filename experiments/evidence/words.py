@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-# An interval has no spread if its width is rounding. Numbers with this many decimals are written as 1.2e-09.
+# NO_SPREAD: an interval whose width relative to its larger end is at most this is only rounding ("no spread").
+# SCIENTIFIC: numbers with at least this number of decimals are written as 1.2e-09.
 NO_SPREAD, SCIENTIFIC = 1e-6, 9
 
 
@@ -23,8 +24,9 @@ def digits(width: float, most: int = 6) -> int:
 def measured(value: float, low: float, high: float, sign: str = "") -> str:
     """A number with as many digits as its interval supports, such as ``1.25 (1.17 to 1.34)``.
 
-    The last digit is the second significant digit of twice the distance from the value to the nearer end (of the width
-    if the value is an end), so the nearer end of a skewed interval keeps its digits.  ``sign`` may be ``+``.
+    The last digit is the second significant digit of twice the distance from the value to the nearer end of the
+    interval. If the value is an end, the last digit is the second significant digit of the width. ``sign`` may be
+    ``+``.
     """
     width, largest = high - low, max(abs(low), abs(high))
     if not math.isfinite(width):

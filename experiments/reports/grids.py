@@ -26,9 +26,9 @@ from gradscope.plots import drawing
 MAX_PAGES = 12  # figures of panels per quantity
 MAX_COLORS = 10  # more colors, and those of numbers, are shades from dark to light
 THEORY: dict[str, Any] = {"marker": "_", "color": "0.1", "linestyle": "none", "markersize": 10, "label": "mean field"}
-WIDE = 1e3  # an axis is logarithmic if the largest value exceeds this multiple of the smallest
-MAX_TICKS = 12  # values of a key that are written at its axis
-FAR = 15  # the same for the axis of a key
+WIDE = 1e3  # the y axis is logarithmic if the largest value exceeds this multiple of the smallest
+MAX_TICKS = 12  # an axis with at most this number of values of a key has a tick at every value
+FAR = 15  # the axis of a key is logarithmic if the largest value exceeds this multiple of the smallest
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "os^D"
 ROWS_PER_PAGE = 48  # rates per figure
@@ -52,7 +52,7 @@ def curves(rows: pd.DataFrame, quantity: str, roles: Names, title: str, x: str |
 
     def draw(part: pd.DataFrame, name: str) -> Figure:
         columns = {role: role for role in ("hue", "style", "col", "row") if role in roles}
-        # seaborn's own notation: "" is a full line
+        # seaborn writes a solid line as ""
         dashes = {
             name: dash[1] if dash != "-" else "" for name, dash in zip(_values(part, "style"), DASHES, strict=False)
         }
@@ -77,7 +77,7 @@ def points(
 ) -> dict[str, Figure]:
     """Figures of one point per network against a key: columns ``value``, ``low``, ``high`` and perhaps ``theory``.
 
-    ``words``: the label of the axis, and what the bars are.
+    ``words``: the label of the y axis, and a phrase that says what the bars are.
     """
     table = finite(with_roles(table, roles), "value", quantity)
     numeric = pd.api.types.is_numeric_dtype(table[x]) and bool(table[x].notna().all())
@@ -87,7 +87,7 @@ def points(
     values = np.unique(place)
     far = numeric and values[0] > 0 and values[-1] > FAR * values[0]  # a logarithmic axis
     steps = np.diff(np.log(values) if far else values)
-    gap = (0.2 if numeric else 0.6) * min(steps, default=0.0)  # lines at one place stand apart
+    gap = (0.2 if numeric else 0.6) * min(steps, default=0.0)  # points of different lines at one value are shifted
 
     def draw(part: pd.DataFrame, name: str) -> Figure:
         columns = {role: role for role in ("col", "row") if role in roles}
@@ -166,7 +166,7 @@ def spread(frame: pd.DataFrame) -> str:
 
 
 def seeded(seeds: Any, shown: str, of_one: bool = False) -> str:
-    """A phrase for titles: over how many seeds a mean is taken, and what is ``shown`` of them (or also ``of_one``)."""
+    """A phrase for titles: the number of seeds and, if there are several (or if ``of_one``), ``shown``."""
     number = f"{seeds.max()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     several = bool(seeds.max() > 1)
     return (f"mean over {number} seeds" if several else "one seed") + (f", {shown}" if several or of_one else "")
@@ -214,7 +214,7 @@ def _wrap(part: pd.DataFrame) -> dict[str, int]:
 
 
 def _lines(panel: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """The networks of a panel that differ in the x axis only, with their values of color and dash."""
+    """The lines of a panel, each with its values of color and dash. Networks of one line differ only in the x axis."""
     keys = [role for role in ("hue", "style") if role in panel]
     if not keys:
         yield {}, panel
@@ -250,7 +250,7 @@ def _finished(grid: sns.FacetGrid, part: pd.DataFrame, axis_labels: tuple[str, s
     colors = list((_colors(part) or {}).items())
     means = [part.loc[part["hue"] == value, y].mean() for value, _ in colors]
     if colors and part["hue"].cat.ordered and means[-1] > means[0]:
-        colors.reverse()  # as the curves lie
+        colors.reverse()  # the legend has the vertical order of the curves
     handles = [Line2D([], [], color=color, label=labels.wrapped(labels.in_prose(value), 30)) for value, color in colors]
     for number, value in enumerate(_values(part, "style")):
         marker = MARKERS[number] if "place" in part else ""

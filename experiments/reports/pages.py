@@ -22,34 +22,31 @@ LEGEND = (
     "its claims, each with what was measured."
 )
 INTRODUCTION = (
-    "GSC is the gradient scale coefficient ([glossary](../glossary.md)). Brackets after a number hold its 95 % "
-    "interval. The page of a study explains its networks, signals and other terms."
+    "GSC is the gradient scale coefficient ([glossary](../glossary.md)). Brackets after a number contain its "
+    "95 % interval. The page of a study explains its networks, signals and other terms."
 )
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 RULE = (
-    "Brackets hold 95 % intervals. A claim is supported if the whole interval agrees with it, contradicted if the "
-    "whole "
-    "interval disagrees, and undecided otherwise. Of several intervals, all must agree; one that disagrees contradicts "
-    "the claim. A number without interval decides by itself. If a claim has another rule, the claim or the method says "
-    'so. "No spread" means that all values agree up to rounding.'
+    "Brackets after a number contain its 95 % interval. A claim is supported if it is true in the whole interval, "
+    "contradicted if it is false in the whole interval, and undecided otherwise. If a claim has several intervals, all "
+    "must support it, and one is enough to contradict it. A number without an interval is itself compared with the "
+    'limit. Other rules are stated in the claim or the method. "No spread": the ends of the interval are equal up to '
+    "rounding."
 )
-EXPLORATORY = '"Exploratory" claims were added after a first look at data.'
-CHECKED = "*Checked* claims are identities or theorems, tested up to rounding: they can only fail through a bug."
+EXPLORATORY = 'Claims that begin with "Exploratory" were added after a first look at the data.'
+CHECKED = "*Checked* claims are theorems or identities, tested up to rounding. Only a bug could make them fail."
 GLOSSARY = """
 - **GSC**, the gradient scale coefficient ([formula](../../README.md#what-is-measured)), is qm(J)² ‖f_k‖² / ‖f_l‖².
   Here f_k and f_l are the outputs of layer k and of a later layer l. J is the Jacobian of f_l with respect to f_k, and
-  qm(J)² is the squared Frobenius norm of J divided by its number of columns. If layer k changes by a small random
-  relative amount, GSC is the factor by which the square of this amount has grown at layer l, on average. If relative
-  changes keep their size, GSC is 1. If GSC grows with depth, gradients explode. This is the squared convention: part
-  of the literature calls the square root of this number GSC.
-- **Growth rate** of GSC, or rate: the factor by which GSC grows per layer.
-- **Mean field** ([theory](../theory.md)) stands for predictions for a network of infinite width with random weights.
-- **Names** such as tanh+layer give the activation and the normalization (batch or layer) of a network. A name such as
-  tanh has no normalization.
-- **NLC**, the nonlinearity coefficient ([formula](../../README.md#what-is-measured)), is 1 for an affine map and grows
-  with the nonlinearity of the whole network.
-- **Probes** ([estimates](../estimates.md)) are random vectors. They serve to estimate the Frobenius norm of a Jacobian
-  if the exact computation is too expensive.
+  qm(J)² is the squared Frobenius norm of J divided by its number of columns. Let f_k undergo a small random change.
+  GSC is the squared relative change of f_l, on average, divided by the squared relative change of f_k. Gradients
+  explode if GSC grows with the number of layers between k and l. This definition is the squared convention: part of
+  the literature calls the square root of this number GSC.
+- **Growth rate** of GSC, or rate: the factor by which GSC to the output grows per layer, towards the input.
+- **Mean field** ([theory](../theory.md)): predictions for a network of infinite width with random weights.
+- **Names** of networks: tanh+layer has the activation tanh and layer normalization, tanh+batch has batch
+  normalization, and tanh has no normalization.
+- Other terms are explained in the [glossary](../glossary.md).
 """
 CORES = 2
 
@@ -180,7 +177,7 @@ def _origin(name: str, collected: Collected) -> str:
     ]
     lines = ["```sh", *commands, "```", ""]
     if hardware["gpu"] is None:
-        lines += [f"The runs take {_duration(manifest)} on two cores, estimated from the reference runs.", ""]
+        lines += [f"The runs take {_duration(manifest)} on two cores (estimated from the reference runs).", ""]
     return "\n".join([*lines, f"Reference results: {escape('; '.join(facts), quote=False)}."])
 
 

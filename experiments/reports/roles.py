@@ -11,10 +11,10 @@ import pandas as pd
 from experiments.archive import labels
 from gradscope import frames
 
-# How many values a role can show; a key with numbers can have `SHADES` colors, because these are in order.
+# Largest number of values of each role. A numeric key can have `SHADES` colors: shades from dark to light.
 MOST = {"hue": 10, "col": 6, "row": 6, "style": 4}
 SHADES = 24
-MOST_PANELS = 24  # columns or rows that a user may ask for
+MOST_PANELS = 24  # largest number of columns or rows that a user may ask for
 PAGE = "page"
 
 
@@ -71,18 +71,19 @@ def assign(
 ) -> dict[str, list[str]]:
     """The keys of every role, so that each curve or point is one network.
 
-    The role of a key in ``chosen`` is fixed.  The other keys get color, column, row and dash, from most values to
-    fewest.  A key that finds no free role is joined with those of columns or rows, and otherwise gets figures (pages).
+    The role of a key in ``chosen`` is fixed.  The other keys get color, column, row and dash: the key with most values
+    chooses first.  If no role is free, the key is joined with the keys of columns or rows.  If these become too many,
+    each value of the key gets its own figure (page).
     """
     roles = {role: list(of) for role, of in (chosen or {}).items()}
     used = [key for of in roles.values() for key in of]
     frame = frame[list(dict.fromkeys([*keys, *used]))].drop_duplicates()
-    if used:  # a key that the chosen ones determine needs no role
+    if used:  # a key with one value per combination of the chosen keys needs no role
         groups = frame.groupby(used, dropna=False, observed=True)
         keys = [key for key in keys if key not in used and groups[key].nunique(dropna=False).max() > 1]
     for key in sorted(keys, key=lambda key: -_size(frame, [key])):
         if fixed := [of for role, of in roles.items() if role != "x" and _size(frame, [*of, key]) == _size(frame, of)]:
-            fixed[0].append(key)  # a key that a role determines stands beside it
+            fixed[0].append(key)  # the values of the role determine this key, so the number of values stays
             continue
         free = [role for role in MOST if role not in roles]
         joined = [role for role in ("col", "row") if role in roles and role not in (chosen or {})]
@@ -91,7 +92,7 @@ def assign(
             if _size(frame, both) <= (SHADES if role == "hue" and _ordered(frame, both) else MOST[role]):
                 roles[role] = both
                 break
-        else:  # colors are spread over pages, where there are no more than can be told apart
+        else:  # `with_roles` spreads colors over pages, so color has room for any number of values
             roles.setdefault("hue" if "hue" not in roles else PAGE, []).append(key)
     return roles
 
@@ -99,7 +100,7 @@ def assign(
 def with_roles(table: pd.DataFrame, roles: Mapping[str, list[str]]) -> pd.DataFrame:
     """The table with one column of labels per role, whose categories have the order of the rows.
 
-    Several keys in one role, which are all keys with words, are named as the network is: ``relu+batch``.
+    If a role has several keys and none of the keys is numeric, labels look like names of networks: ``relu+batch``.
     """
     columns, words = {}, {key for of in roles.values() for key in of if not pd.api.types.is_numeric_dtype(table[key])}
     for role, keys in roles.items():

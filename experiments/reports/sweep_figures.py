@@ -1,4 +1,4 @@
-"""Figures for any sweep: every figure for which the frame has data."""
+"""Figures of a sweep: every figure for which the frame has data."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from gradscope import meanfield as mf
 
 STATISTICS = ("preactivation_std", "sign_diversity")
 TRAINED = ("train_loss", "test_accuracy", "test_loss", "test_bits", "learning_rate", "images_per_second")
-FEWEST = 3  # values of a key that rates are drawn against
+FEWEST = 3  # rates are drawn against a key only if the key has at least this number of values
 MATRICES = 16  # heat maps per figure
 
 
 def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """All figures for which the frame has data, by name; prints what they leave out.
+    """All figures for which the frame has data, by name; prints what the figures leave out.
 
     Few networks are labeled curves: the first of ``keys`` is shown by color and the second by dash; three or more are
-    joined into one label.  If there are too many networks for one plot, `assign` gives each key its place in panels,
-    and the growth rates get figures of their own.
+    joined into one label.  If there are too many networks for one plot, `assign` decides which key is shown by color,
+    by column and so on, and the growth rates get separate figures.
     """
     special: dict[str, Figure] = {}
     if set(keys) == {"weight_variance", "bias_variance"}:
@@ -59,7 +59,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     parts = [table[[labels.NETWORK]] if keys[2:] else labels.labeled(table, keys) for table in (frame, known)]
     by_labels = dict(zip(parts[1].itertuples(index=False, name=None), notes, strict=True))
     roles: dict[str, Any] = dict(zip(("hue", "style"), ("color", "dash")[: parts[0].shape[1]], strict=False))
-    # The labels are new columns, because the theory needs the columns with the values.
+    # Labels get new columns, because the theory needs the numbers in the columns of the keys.
     frame = frame.assign(**dict(zip(roles.values(), parts[0].to_numpy().T, strict=True)))
     named = profile["index"].max() < plots.MAX_NAMED_LAYERS and not (profile["layer"].str.startswith("layers.")).any()
     if named:
@@ -169,7 +169,7 @@ def _curves_without(keys: list[str], growth: pd.DataFrame) -> int:
 def _curves(
     frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[tuple[str, ...], str], keys: Sequence[str]
 ) -> Figure:
-    """Curves with their notes, and mean field, whose legend says of which values of the second key it is."""
+    """Curves with their notes, and mean-field predictions, whose legend gives the value of the second key."""
     longest = max(len("+".join(name)) + len(note) for name, note in notes.items()) if notes else 0
     figure, ax = plt.subplots(figsize=(max(8.2, 4.6 + 0.08 * longest), 4.8), layout="constrained")
     plots.profile(frame, **roles, notes=notes, ax=ax)

@@ -20,7 +20,7 @@ panels = partial(sweep_figures.panels, in_a_row=3, size=(5.6, 4.4))
 def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str, keys: Sequence[str] = ()) -> dict[str, Figure]:
     """Figures per ``network``: loss and accuracy, GSC during training, before and after it, gradient norms.
 
-    The loss and accuracy of many networks are panels, in which the ``keys`` of the sweep get their places.
+    For many networks, loss and accuracy are drawn in panels, arranged by the ``keys`` of the sweep.
     """
     seeds = frame["seed"].nunique()
     spread = f"mean over {seeds} seeds" if seeds > 1 else "one seed"

@@ -53,7 +53,7 @@ class Rates:
         return -self.by(size)[:, 0]
 
     def within_tolerance(self, size: str, first: int = 0) -> bool | None:
-        """Whether all log rates stay within tolerance of that at the largest size; without the first seeds."""
+        """Whether all log rates are within tolerance of that at the largest size; the ``first`` seeds are left out."""
         return all_of(*(one.within(0, TOLERANCE) for one in simultaneous(self.by(size)[first:], LOOKS)))
 
     @property

@@ -21,12 +21,12 @@ __all__ = ["STUDY", "measure"]
 NEAR = 1.0
 # A network has learned if it classifies this fraction of the test digits correctly.
 LEARNED = 0.5
-# Contributions with a log10 share below this value are not kept in the frame.
+# Contributions with a log10 share below this value are not stored.
 SMALLEST = -15.0
 
 
 def condensed(collected: Collected) -> Collected:
-    """Drops shares far below both tolerances, and the intervals of effective depth before the end of training."""
+    """The runs without shares below `SMALLEST` and without intervals of effective depths before the last step."""
     frame = collected.frame
     shares = frame["quantity"].isin(["contribution", "independent_contribution"])
     ends = frame["quantity"].isin(["effective_depth_low", "effective_depth_high"])
@@ -47,7 +47,7 @@ def claims(collected: Collected) -> list[Claim]:
         made.append(
             Claim(says, found.below(layers / 2), f"effective depth: {found} of {layers} layers; half: {layers / 2:g}")
         )
-    for key in runs.shallow:  # decided for each run, so there is no interval
+    for key in runs.shallow:  # every run must agree, so there is no interval
         values, layers = runs.final(key), runs.layers(key)
         because = f"effective depth: {listed(sorted(values.astype(int).unique()), 'or')} of {layers} layers"
         says = f"{name(key)}: the effective depth equals the number of layers in every run"
@@ -89,12 +89,12 @@ def _independent(runs: Runs) -> Claim:
         says,
         all_of(*near.values()),
         f"largest difference (independent - measured): {found[farthest]}, for {name(farthest)}; networks whose whole "
-        f"interval is more than {NEAR:g} from 0: {outside or 'none'}",
+        f"interval is farther than {NEAR:g} from 0: {outside or 'none'}",
     )
 
 
 def _together(runs: Runs) -> Claim:
-    """Test whether the fraction of layers that a network uses is related to the fraction that can be replaced."""
+    """Whether networks that use a larger fraction of their layers have a smaller fraction that can be replaced."""
     used, replaced = (
         [mean(values(key)).value / runs.layers(key) for key in runs.trained]
         for values in (runs.final, runs.replaceable)
@@ -104,8 +104,7 @@ def _together(runs: Runs) -> Claim:
     return Claim(
         says,
         found.value < 0 if found.p < 0.05 else None,
-        f"rank correlation over {found.num} networks: {found.value:.2f}; p = {found.p:.2g}; undecided: p of 0.05 or "
-        "more",
+        f"rank correlation over {found.num} networks: {found.value:.2f}; p = {found.p:.2g}; required: p below 0.05",
     )
 
 
@@ -117,9 +116,8 @@ def _certain(runs: Runs) -> Claim:
     return Claim(
         says,
         bool(widths.max() <= 1),
-        f"the effective depth is known exactly in {(widths == 0).sum()} of {len(widths)} runs; largest error in the "
-        "other "
-        f"runs: {widths.max():.0f} {'layer' if widths.max() == 1 else 'layers'}",
+        f"the effective depth is known exactly in {(widths == 0).sum()} of {len(widths)} runs; largest interval in the "
+        f"other runs: {widths.max():.0f} {'layer' if widths.max() == 1 else 'layers'}",
     )
 
 
@@ -128,7 +126,7 @@ def answer(collected: Collected) -> str:
     runs = Runs(collected.frame)
     accuracy = {key: mean(runs.final(key, "test_accuracy")).value for key in runs.deep}
     learned, others = ([key for key in runs.deep if (accuracy[key] > LEARNED) is which] for which in (True, False))
-    text = [f"Deep networks that learn the digits {_used(runs, learned)}."] if learned else []
+    text = [f"Deep networks that learn to classify digits {_used(runs, learned)}."] if learned else []
     if others:
         names = "; ".join(f"{name(key)}: {100 * accuracy[key]:.0f} % correct" for key in others)
         text.append(f"Deep networks that hardly learn ({names}) {_used(runs, others)}.")
@@ -139,18 +137,18 @@ def answer(collected: Collected) -> str:
             stands.append(
                 f"the last {min(found):.0f} to {max(found):.0f} layers of deep networks {skips} skip connections"
             )
-    lost = f"If the loss may rise by {SUFFERS:g}, a first-order expansion can replace"
+    lost = f"If the loss may rise by {SUFFERS:g}, a first-order expansion in the changes by training can replace"
     return " ".join([*text, f"{lost} {listed(stands)}."])
 
 
 def _used(runs: Runs, keys: list[Key]) -> str:
     depths = [mean(runs.final(key)).value for key in keys]
     most = max(map(runs.layers, keys))
-    return f"have up to {most} layers and an effective depth of {min(depths):.1f} to {max(depths):.1f}"
+    return f"have up to {most} layers and use {min(depths):.1f} to {max(depths):.1f} of them (effective depth)"
 
 
 def details(collected: Collected) -> str:
-    """A table of all networks, and the names of networks whose training fails."""
+    """A table of all networks, and the names of networks that are left out because their training diverges."""
     runs = Runs(collected.frame)
     header = ["network", "layers", "test accuracy, %", "effective depth", f"for share {TOLERANCES[1]:g}"]
     rows = []
@@ -158,50 +156,55 @@ def details(collected: Collected) -> str:
         found = [runs.final(key), runs.final(key, index=1), runs.final(key, "independent_depth"), runs.replaceable(key)]
         accuracy = f"{100 * mean(runs.final(key, 'test_accuracy')).value:.1f}"
         rows.append([name(key), runs.layers(key), accuracy, *(str(mean(values)) for values in found)])
-    failed = f"Training fails with every learning rate for: {listed(map(name, runs.failed))}."
     columns = (
-        f'"For share {TOLERANCES[1]:g}": effective depth if shares below {TOLERANCES[1]:g} do not count. "If '
-        'independent": effective depth '
-        'that layers with independent directions would have. "Replaceable": last layers that a first-order expansion '
-        f"can replace while the loss rises by at most {SUFFERS:g}."
+        f'"For share {TOLERANCES[1]:g}": effective depth if only shares of at least {TOLERANCES[1]:g} count. "If '
+        'independent": effective depth that layers with independent directions would have. "Replaceable": largest '
+        f"number of last layers that a first-order expansion can replace while the loss rises by at most {SUFFERS:g}."
     )
-    return f"{columns}\n\n{table([*header, 'if independent', 'replaceable'], rows)}\n\n{failed}"
+    parts = [columns, table([*header, "if independent", "replaceable"], rows)]
+    if runs.failed:
+        parts.append(
+            f"Left out, because training diverges with every learning rate for at least one seed: "
+            f"{listed(map(name, runs.failed))}."
+        )
+    return "\n\n".join(parts)
 
 
 STUDY = Study(
     question="How much of its depth does a trained network use?",
     use="""
-Do not assume that training uses all layers. Check the accuracy of a deep network first: a network that hardly learns
-can have a large effective depth. With skip connections, a first-order expansion can replace about half of the layers or
-more: the changes of these layers act almost independently of each other.
+Do not assume that training uses all layers. Also check the accuracy of a deep network: a network that hardly learns can
+have a large effective depth. With skip connections, a first-order expansion can replace about half of the layers or
+more, so the changes of these layers act almost independently of each other.
 """,
     method=f"""
 **Residual trick.** A trained layer l is the sum of the layer before training and the change by training. Its Jacobian
 is I_l + R_l, where I_l is the Jacobian of the layer before training, and R_l that of the change. The Jacobian of the
-network is the product of these sums over all layers. Multiplied out, this product has many terms. C^k is the sum of the
-terms that contain R_l of exactly k layers: the joint contribution of k trained layers, computed exactly by
+network is the product of these sums over all layers. In the expanded product, C^k is the sum of the terms that contain
+R_l of exactly k layers: the joint contribution of k trained layers, computed exactly by
 `C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
 
 The share of C^k is its norm divided by the sum of the norms of all contributions. The **effective depth** is the
 largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The residual trick and the name
 "effective depth" are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577). They bound C^k by norms of the
-layers; the definition by shares is ours. For comparison, we compute the effective depth that layers with
-independent directions would have. This number depends only on the norms of I_l and R_l.
+layers; the definition by shares is ours. For comparison, we compute the effective depth that layers with independent
+directions would have, which depends only on the norms of I_l and R_l.
 
 **Taylor replacement.** A first-order expansion around the parameters before training replaces the last n layers
 (`gradscope.taylor_losses`). The expansion leaves out products of the changes of different layers. We report the
 largest n for which the loss on {TRIED} training digits rises by at most {SUFFERS:g}.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
-momentum {MOMENTUM:g}. The networks are plain or have skip connections: f + V phi(norm(W f)), one layer per block. Each
-run uses the learning rate with the lowest final training loss. Effective depths are computed in float64 on a batch of
-digits: estimated from {PROBES} random vectors if batch normalization couples the samples, and exact otherwise.
+momentum {MOMENTUM:g}. The networks are plain or have skip connections: f + V phi(norm(W f)), one layer per block.
+Numbers of layers include the linear head and, with skip connections, the linear stem. Each run uses the learning rate
+with the lowest final training loss. Effective depths are computed in float64 on a batch of digits. They are estimated
+from {PROBES} random vectors if batch normalization couples the samples, and exact otherwise.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
-other measured digits. Intervals of claims of one kind are simultaneous (Bonferroni). The smallest share that counts,
-{TOLERANCES[0]:g}, is a convention; the table also has values for a smallest share of {100 * TOLERANCES[1]:g} %.
-Wider networks or longer training give other numbers.
+other measured digits. Claims of one kind, for example about growth during training, have simultaneous intervals
+(Bonferroni). The smallest share that counts, {TOLERANCES[0]:g}, is a convention; the table also has effective depths
+for a smallest share of {100 * TOLERANCES[1]:g} %. Wider networks or longer training may give other numbers.
 """,
     claims=claims,
     answer=answer,
@@ -215,7 +218,8 @@ Wider networks or longer training give other numbers.
         "contributions": "Share of the joint contribution C^k of k trained layers at the end of training, for the "
         "deepest networks. Lines are means of logarithms over seeds, with bands of one standard deviation. Dotted "
         "lines assume layers with independent directions. A line ends where the share of any seed is below "
-        "1e-15, because such shares are not stored. The gray line is the tolerance that defines effective depth.",
+        "1e-15, because such shares are not stored. The gray line is the smallest share that counts for the effective "
+        "depth.",
         "taylor": "Loss of the deepest networks when a first-order expansion replaces their last layers, minus the "
         "loss of the whole network. Lines are medians over seeds. Bands go from the lowest to the highest seed. "
         f"The gray line is a rise by {SUFFERS:g}; below it, the axis is linear.",

@@ -30,7 +30,9 @@ def measure(
     model: nn.Module, x: Tensor, *, generator: torch.Generator,
     steps: int, train_batch_size: int, learning_rates: Sequence[float],
 ) -> pd.DataFrame:  # fmt: skip
-    """Accuracy, effective depth during training, and losses with replaced layers, for the best learning rate.
+    """Accuracy, effective depth during training, and losses with replaced layers.
+
+    The learning rate is the one with the lowest final training loss.
 
     Arguments:
         model: An MLP with 64 inputs and ten outputs. A copy of the MLP is trained in float32.

@@ -67,7 +67,7 @@ def details(collected: Collected) -> str:
     if not len(found):
         return "There is nothing to compare."
     cells = alarms.table.groupby(level=CELL, observed=True)["failure_step"].min()
-    soon = f", {alarms.median(ended['nan_step'] - ended['failure_step'])} steps after the failure" if len(ended) else ""
+    soon = f", {alarms.median(ended['nan_step'] - ended['failure_step']):steps} after the failure" if len(ended) else ""
     parts = [
         f"Of {len(alarms.table)} runs, {len(found)} fail, in {np.isfinite(cells).sum()} of {len(cells)} combinations "
         f"of network and learning rate. The loss becomes non-finite in {len(ended)} of these runs{soon}."

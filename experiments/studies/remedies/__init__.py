@@ -27,11 +27,11 @@ from gradscope.coefficients.growth import MARGIN
 __all__ = ["STUDY", "measure"]
 
 DEPTH, WIDTH, BATCH_SIZE, NUM_SEEDS = 50, 100, 32, 16
-# Smallest change of log10 GSC that counts: the growth over all layers at the largest rate that is called stable.
+# Smallest change of log10 GSC that counts: the growth over all layers at the largest rate that gradscope calls stable.
 LEAST = DEPTH * math.log10(1 + MARGIN)
 # Rates that differ by less count as equal: `gradscope.coefficients.growth` calls rates this close to 1 stable.
 EQUAL = MARGIN
-# Layers are nearly linear if a remedy multiplies the linear fit error of the last layer by less than KEPT.
+# The last layer is nearly linear if a remedy multiplies its linear fit error by less than KEPT.
 KEPT = 0.1
 # A remedy has no price if it removes growth and keeps more than the fraction MOSTLY of the nonlinearity of outputs.
 MOSTLY = 0.5
@@ -45,7 +45,7 @@ def claims(collected: Collected) -> list[Claim]:
     linear = found["relu_batch"]["looks_linear"]
     rates = {baseline: _same_rate(found, baseline) for baseline in BASELINES}
     return [
-        # That fewer layers of the same rate lower GSC follows from the rate, and is not counted again.
+        # If "wider" keeps the rate per layer, it lowers GSC because there are fewer layers: not a second claim.
         *(c for (b, remedy), c in _all_lower(found).items() if not (remedy == "wider" and rates[b].holds)),
         *(_repeats(found, b, remedy) for b in BASELINES for remedy in TWINS[b] if (b, remedy) not in EXACT),
         *rates.values(),
@@ -54,38 +54,38 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "The looks-linear network is an affine map up to rounding",
             linear.affine,
-            f"variance that the best affine map does not explain: at most {linear.nonlinearity.max():.1g}; "
-            f"rounding: below {ROUNDING:g}; linear fit error of the last layer: {means.mean(linear.last_layer)}",
+            f"fraction of the variance that is not affine: at most {linear.nonlinearity.max():.1g}; required: below "
+            f"{ROUNDING:g}; linear fit error of the last layer: {means.mean(linear.last_layer)}",
             identity=True,
         ),
     ]
 
 
 def answer(collected: Collected) -> str:
-    """How many remedies help, which remedy helps most, and whether low growth has a price."""
+    """The number of remedies that help, the strongest remedies, and whether low growth costs nonlinearity."""
     found = numbers.outcomes(collected.frame)
     lowers, best = [claim.holds for claim in _all_lower(found).values()], []
     for baseline, by_remedy in found.items():
         least = min(numbers.remedies_of(baseline, by_remedy), key=lambda name: float(by_remedy[name].total.mean()))
         before, after = (by_remedy[name].total.mean() for name in (NONE, least))
-        best.append(f'"{REMEDIES[least]}" for {NAMES[baseline]} (from 10^{before:.1f} to 10^{after:.1f})')
+        best.append(f'"{REMEDIES[least]}" for {NAMES[baseline]} (GSC from 10^{before:.1f} to 10^{after:.1f})')
     price = told(
         {(MEASURES[m], NAMES[b]): _paid_for(found, b, m).holds for m in TESTED for b in BASELINES},
-        "less growth costs nonlinearity of {};", "less growth leaves more nonlinearity of {};",
-        "the cost is undecided for {};",
+        "remedies that leave less GSC also leave less nonlinearity of {};",
+        "remedies that leave less GSC leave more nonlinearity of {};", "undecided: nonlinearity of {};",
     ).rstrip(";")  # fmt: skip
     return (
-        f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output, by a factor of more than "
-        f"{10**LEAST:.1f} at equal parameter counts. The strongest remedies are {listed(best)}. "
+        f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output by a factor of more than "
+        f"{10**LEAST:.1f}, at equal numbers of parameters. The strongest remedies are {listed(best)}. "
         f"{price[0].upper()}{price[1:]}."
     )
 
 
 def details(collected: Collected) -> str:
-    """Remedies without a price, the correlation of GSC and NLC, and a table for each network."""
+    """Remedies that keep the nonlinearity, the correlation of GSC and NLC, and a table for each network."""
     found = numbers.outcomes(collected.frame)
     examples = [
-        f"{NAMES[baseline]} with {REMEDIES[remedy]}"
+        f'{NAMES[baseline]} with "{REMEDIES[remedy]}"'
         for baseline, by_remedy in found.items()
         for remedy in numbers.remedies_of(baseline, by_remedy)
         if means.mean(by_remedy[remedy].total).below(LEAST)
@@ -93,15 +93,16 @@ def details(collected: Collected) -> str:
     ]
     orders = (f"{numbers.correlation(b, own, 'nlc').value:.2f} for {NAMES[b]}" for b, own in found.items())
     parts = [
-        f"Remedies that remove the growth and keep more than {100 * MOSTLY:.0f} % of the nonlinearity of the outputs: "
-        f"{listed(examples)}. The rank correlation of GSC and NLC (not tested) is {listed(orders)}."
+        f"Remedies with log10 GSC below {LEAST:.2f} and more than {100 * MOSTLY:.0f} % of the unchanged network's "
+        f"nonlinearity of the outputs: {listed(examples)}. The rank correlation of GSC and NLC (not tested) is "
+        f"{listed(orders)}."
     ]
     for baseline, by_remedy in found.items():
         head = [NAMES[baseline], "log10 GSC, input to output", "rate per layer", "mean field", "not affine",
                 "last layer not linear", "NLC"]  # fmt: skip
         order = sorted(by_remedy, key=lambda remedy: -by_remedy[remedy].total.mean())
         parts.append(table(head, [_row(baseline, remedy, by_remedy[remedy]) for remedy in order]))
-    parts.append("† In mean field, this network is the same as another network of the table; see the method.")
+    parts.append("† In mean field, this network is the same as another network of its table.")
     return "\n\n".join(parts)
 
 
@@ -131,8 +132,7 @@ def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
         f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" lowers GSC from input to output',
         change.below(-LEAST),
         f"change of log10 GSC: {change:+}; required: below {-LEAST:.2f}; rate per layer: {means.mean(after.rate)} "
-        "instead "
-        f"of {before.rate.mean():.3f}",
+        f"instead of {before.rate.mean():.3f}",
     )
 
 
@@ -143,7 +143,7 @@ def _repeats(found: Outcomes, baseline: str, remedy: str) -> Claim:
     same = "the unchanged network" if twin == NONE else f'"{twin}"'
     says = f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" gives the same GSC as {same}'
     because = (
-        f"difference of log10 GSC: {change:+}; the same: within {LEAST:.2f} of 0; difference of the rates: {rate:+}"
+        f"difference of log10 GSC: {change:+}; required: within {LEAST:.2f} of 0; difference of the rates: {rate:+}"
     )
     return Claim(says, change.within(0.0, LEAST), because)
 
@@ -152,16 +152,16 @@ def _same_rate(found: Outcomes, baseline: str) -> Claim:
     difference = means.mean(found[baseline]["wider"].rate - found[baseline][NONE].rate)
     says = f"{NAMES[baseline]}: fewer and wider layers do not change the rate per layer"
     change = _change(found, baseline, "wider", NONE)
-    because = f"change of the rate: {difference:+}; equal: within {EQUAL:.2g} of 0; change of log10 GSC: {change:+}"
+    because = f"change of the rate: {difference:+}; required: within {EQUAL:.2g} of 0; change of log10 GSC: {change:+}"
     return Claim(says, difference.within(0.0, EQUAL), because)
 
 
 def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
     kept = means.geometric_mean(by_remedy[remedy].last_layer / by_remedy[NONE].last_layer)
     return Claim(
-        f"tanh with {REMEDIES[remedy]} weights keeps its layers nonlinear",
+        f"tanh with {REMEDIES[remedy]} weights keeps its last layer nonlinear",
         kept.above(KEPT),
-        f"linear fit error of the last layer, divided by that with large weights: {kept}; nonlinear: above {KEPT:g}",
+        f"linear fit error of the last layer, with these / with large weights: {kept}; required: above {KEPT:g}",
     )
 
 
@@ -170,8 +170,8 @@ def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:
     return Claim(
         f"{NAMES[baseline]}: remedies that leave less GSC leave less nonlinearity of {MEASURES[measure]}",
         order.value > 0 if order.p < limit else None,
-        f"rank correlation over {order.num} networks: {order.value:.2f}; p = {order.p:.2g}; undecided: p of "
-        f"{limit:.2g} or more",
+        f"rank correlation over {order.num} networks: {order.value:.2f}; p = {order.p:.2g}; required: p below "
+        f"{limit:.2g}",
     )
 
 
@@ -184,27 +184,28 @@ network. Also check the nonlinearity: an affine map has no growth, but is useles
 """,
     method=f"""
 Three exploding networks have depth {DEPTH}, width {WIDTH} and a linear head with {NUM_OUTPUTS} outputs: tanh with
-weight variance {BASELINES["tanh_large"]["weight_variance"]:g} / fan-in, ReLU with batch normalization, and SELU. They
-are measured on {BATCH_SIZE} samples of Gaussian noise with {NUM_SEEDS} initializations. Each network is measured
-unchanged and with one change (a remedy). Numbers of parameters are equal within 1 %. The remedies are:
+weight variance {BASELINES["tanh_large"]["weight_variance"]:g} / fan-in ("tanh with large weights"), ReLU with batch
+normalization ("relu+batch"), and SELU ("selu"). They are measured on {BATCH_SIZE} samples of Gaussian noise with
+{NUM_SEEDS} initializations. Each network is measured unchanged and with one change (a **remedy**). Numbers of
+parameters are equal within 1 %. The remedies are:
 
-- **wider**: the number of layers is divided by {FEWER}, and the layers are wider
-- **residual**: skip connections f + V phi(W f), with two linear maps per block and half as many blocks
-- **batch**, **layer**: normalization of the pre-activations; **plain**: no normalization
-- **he**, **lecun**, **xavier** (in square layers the same as lecun), **orthogonal**, **critical** (chi_1 = 1 in mean
-  field, arXiv:1611.01232), **looks linear** (without normalization, arXiv:1702.08591), and **LSUV** (arXiv:1511.06422,
-  `gradscope.initializers.lsuv`)
+- **wider**: the number of layers is divided by {FEWER}, and the layers are wider (equal number of parameters)
+- **residual**: skip connections f + V phi(norm(W f)), with two linear maps per block and half as many blocks
+- **batch norm**, **layer norm**: normalization of the pre-activations; **plain**: no normalization
+- initial weights **he** (variance 2 / fan-in), **lecun** (variance 1 / fan-in), **xavier** (in square layers the same
+  as lecun), **orthogonal**, **critical** (chi_1 = 1 in mean field, arXiv:1611.01232), **looks linear** (without
+  normalization, arXiv:1702.08591), and **LSUV** (arXiv:1511.06422, `gradscope.initializers.lsuv`)
 
-**Repeated networks.** In mean field, only the variance of the weights matters, so some changes repeat another network.
-For tanh without biases, critical and orthogonal have the same variance as lecun. Batch normalization cancels the scale
-of the weights, so xavier, orthogonal and LSUV do not change the network. For SELU, orthogonal and LSUV do not change
-the variance. Repeated networks are marked †, compared with the network that they repeat, and not counted as remedies.
+**Repeated networks.** In mean field, only the variance of the weights matters, so some changes give the same network as
+another change or as no change. For tanh without biases, critical and orthogonal have the same variance as lecun. Batch
+normalization cancels the scale of the weights, so xavier, orthogonal and LSUV do not change relu+batch. For SELU,
+orthogonal and LSUV do not change the variance. Repeated networks are marked †, compared with the network that they
+repeat, and not counted as remedies.
 
 **No finding is counted twice.** Three repetitions hold exactly at every width, so they are not claims: critical and
 lecun weights have the same distribution for tanh, and batch normalization cancels both the scale of xavier weights and
-the scale that LSUV gives to orthogonal weights. If wider layers keep the rate per layer, GSC from input to output falls
-because there are fewer layers. The claim that "wider" lowers GSC then follows from the rate, and is left out. The
-looks-linear network is affine by a theorem, so this claim is only checked.
+the scale that LSUV gives to orthogonal weights. If "wider" keeps the rate per layer, it lowers GSC because there are
+fewer layers. Then only the rate is a claim.
 
 **Growth** is log10 GSC (squared convention) from input to output. Growth per layer would be misleading, because
 networks with equal numbers of parameters differ in depth. A remedy **lowers** GSC if the whole interval of its change
@@ -212,32 +213,34 @@ is below -{LEAST:.2f}. The value {LEAST:.2f} is the growth over {DEPTH} layers a
 rate that `gradscope.growth` calls stable.
 
 **Nonlinearity** is measured in three ways. "Not affine" is the fraction of the variance of the outputs that the best
-affine map of the inputs does not explain, on {NUM_FITTED} other samples. The fraction is corrected for the number of
-fitted parameters. It is 0 for an affine map and 1 for a chaotic network. "Last layer not linear" is the linear fit
-error: the fraction of the variance of the activations of the last layer that is not explained by one line per neuron.
-The third measure is the nonlinearity coefficient NLC (arXiv:1806.00179), which is 1 for an affine map.
+affine map of the inputs does not explain, on {NUM_FITTED} other samples, corrected for the number of fitted parameters.
+It is 0 for an affine map, and 1 if an affine map explains nothing. "Last layer not linear" is the linear fit error: the
+fraction of the variance of the activations of the last layer that one line per neuron (activation against
+pre-activation) does not explain. The third measure is the nonlinearity coefficient NLC (arXiv:1806.00179), which is 1
+for an affine map.
 
-**Price.** Growth and nonlinearity (means over seeds) are compared by Spearman's rank correlation over networks. The
-exact two-sided p value is twice the fraction of permutations whose correlation is at least as extreme. Because there
+**Price.** For each of the three networks, growth and nonlinearity (means over seeds) of the unchanged network and its
+remedies are compared by Spearman's rank correlation. The two-sided p value is exact (permutation test). Because there
 are {NUM_TESTS} correlations, p must be below {SIGNIFICANCE:g} / {NUM_TESTS}. NLC is not tested: for Gaussian noise, its
 square is nearly GSC.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations. Differences are computed for each seed. The mean of NLC
-is geometric. Intervals for changes of GSC are simultaneous (Bonferroni). Two choices were made after a first look at
-the data: the smallest change that counts, and which networks repeat others. There are few remedies per network, so a
-real rank correlation may be undecided here. The study covers one depth, one number of parameters and Gaussian noise,
-all at initialization. A network that is nearly affine at initialization may become nonlinear during training.
+Intervals are 95 % Student's t intervals over initializations. Differences are computed for each seed. In the tables,
+means of the linear fit error and of NLC are geometric. Intervals for changes of GSC are simultaneous (Bonferroni). Two
+choices were made after a first look at the data: the smallest change that counts, and which networks repeat others.
+There are few remedies per network, so a real rank correlation may be undecided here. The study covers one depth, one
+number of parameters and Gaussian noise, all at initialization. A network that is nearly affine at initialization may
+become nonlinear during training.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
         "growth": "Growth of GSC with each remedy, one column per network. Top: input to output. Bottom: per layer. "
-        "Dots: means with 95 % intervals over seeds. Square: the unchanged network. Strokes: mean-field "
-        "predictions, where they exist.",
+        "Dots: means with 95 % intervals over seeds. Square: the unchanged network. Strokes: mean-field predictions, "
+        "where they exist.",
         "cost": "Three measures of nonlinearity (rows) against growth from input to output, for each network (column). "
         "Bars are 95 % intervals over seeds. Hollow markers: networks that mean field does not distinguish "
-        "from another network (marked † in the tables), so markers may overlap. Black square: the unchanged network.",
+        "from another network (marked † in the tables). Black square: the unchanged network.",
     },
     details=details,
 )

@@ -24,7 +24,8 @@ REMEDIES = {
 }  # fmt: skip
 NAMES = {"tanh_large": "tanh with large weights", "relu_batch": "relu+batch", "selu": "selu"}
 # Remedies that repeat another network in mean field, where only the variance of weights matters.  For tanh without
-# biases, chi_1 = 1 needs the variance 1 of lecun. Batch normalization cancels the variance. SELU's twins keep it.
+# biases, chi_1 = 1 needs the variance 1 of lecun. Batch normalization cancels the variance. For SELU, orthogonal and
+# LSUV keep the variance.
 TWINS = {
     "tanh_large": {"orthogonal": "lecun", "critical": "lecun"},
     "relu_batch": {"xavier": NONE, "orthogonal": NONE, "lsuv": "orthogonal"},

@@ -1,4 +1,7 @@
-"""Residual networks with a given dilution, how they are measured, and what the law of dilution predicts."""
+"""Residual networks with a given dilution, how they are measured, and what the law of dilution predicts.
+
+The dilution of a residual block is the length of the skip divided by the length of the branch.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ REACHED = (2, 4, 8, 16, 32, 64, 100)
 def network(case: str, depth: int, width: int, *, generator: torch.Generator) -> nn.Module:
     """The network of a case ``<branch>-<dilution>`` or ``<branch>-unit``, for images of 3 x 32 x 32.
 
-    If a case has a third part such as ``-100``, this number replaces ``width``.  The ResNet ignores depth and width.
+    A third part of a case such as ``-100`` replaces ``width``.  The ResNet ignores ``depth`` and ``width``.
     """
     known = {*BRANCHES, *OTHERS, RESNET}
     found = re.fullmatch(r"(\w+)-(unit|\d+(?:\.\d+)?)(?:-(\d+))?", case)
@@ -53,7 +56,7 @@ def network(case: str, depth: int, width: int, *, generator: torch.Generator) ->
 
 
 def skip_weight(dilution: str) -> float:
-    """Skip weight s: with s = k / sqrt(k^2 + 1), a branch of constant length has dilution k in every block."""
+    """Skip weight s = k / sqrt(k^2 + 1): if all branches have the same length, the dilution converges to k."""
     return 1.0 if dilution == UNIT else float(dilution) / math.hypot(float(dilution), 1)
 
 
@@ -116,8 +119,9 @@ def rate(branch: str, batch_size: int) -> float:
 def law(branch: str, dilution: str, depth: int, batch_size: int) -> FloatArray:
     """log10 GSC from the stem to every block by the law, at infinite width, as an array of shape (depth + 1,).
 
-    The mean square q of a layer starts at 1 and follows q <- s^2 q + v, where v belongs to the branch; k^2 = s^2 q / v.
-    Batch normalization divides the Jacobian of the branch by the part of q that varies over samples (same recursion).
+    The mean square q of a layer starts at 1 and follows q <- s^2 q + v, where v is the mean square of the branch. So
+    k^2 = s^2 q / v.  Batch normalization divides by the variance over samples, the varying part of q, instead of q.
+    This part follows the same recursion with the varying part of v.
     """
     activation, norm = (BRANCHES | OTHERS)[branch]
     phi, r = mf.as_activation(activation), rate(branch, batch_size)

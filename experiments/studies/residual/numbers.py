@@ -19,11 +19,12 @@ FloatArray = npt.NDArray[np.float64]
 # The law holds if GSC - 1 or a growth has at most this relative error.  A smaller tolerance would be of no use: finite
 # width changes GSC - 1 by about half of this tolerance (tanh+layer against mean field, without a skip).
 TOLERANCE = 0.1
-# Growth between the last two of these blocks (counted from the stem) is compared with growth between the first two.
+# Late growth (between the last two of these blocks, counted from the stem) is compared with early growth (between the
+# first two).
 WINDOW = (8, 32, 100)
 NARROW_WIDTH = 100
 NARROW = f"-{NARROW_WIDTH}"
-# The cases whose single blocks are compared with the law, and the label of each case.
+# The skips whose single blocks are compared with the law, and the label of each skip.
 CASES = {k: f"k = {k}" for k in DILUTIONS[1:]} | {UNIT: "unit skips", f"4{NARROW}": f"k = 4 at width {NARROW_WIDTH}"}
 
 
@@ -46,7 +47,7 @@ def name(branch: str) -> str:
 
 
 def profile(frame: pd.DataFrame, case: str, quantity: str = "gsc", columns: str = "depth_from_output") -> pd.DataFrame:
-    """log10 values of one case, with one row per seed."""
+    """log10 values of a network (``case``), with one row per seed."""
     rows = frame[(frame["case"] == case) & (frame["quantity"] == quantity)]
     return rows.pivot_table(index="seed", columns=columns, values="log10_value", observed=True)
 
@@ -141,6 +142,6 @@ def single_blocks(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
 
 
 def block_excess(table: pd.DataFrame, case: str) -> FloatArray:
-    """Sum of GSC - 1 over the blocks of a case, divided by the same sum for the law, one per seed."""
+    """Sum of GSC - 1 over the blocks of a network (``case``), divided by the sum that the law gives, one per seed."""
     sums = (table.loc[case, ["block_gsc", "law"]] - 1).groupby(level="seed").sum()
     return (sums["block_gsc"] / sums["law"]).to_numpy()

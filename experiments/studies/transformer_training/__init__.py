@@ -1,4 +1,4 @@
-"""What moves while a small GPT learns, and which signal precedes a divergence?"""
+"""What changes while a small GPT learns, and which signal precedes a divergence?"""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from experiments.evidence.words import listed, table
 from experiments.studies.transformer_training import claims as decide
 from experiments.studies.transformer_training import figures as drawing
 from experiments.studies.transformer_training import signals
-from experiments.studies.transformer_training.claims import EARLY, LARGE, MOST_FALSE_ALARMS, TOO_LARGE
-from experiments.studies.transformer_training.signals import CELL, FAILURE, GUESSING, THRESHOLDS, WORDS
+from experiments.studies.transformer_training.claims import EARLY, LARGE, TOO_LARGE
+from experiments.studies.transformer_training.signals import CELL, FAILURE, THRESHOLDS, WORDS
 from gradscope.monitor.alarms import FEWEST, RECENT
 
 __all__ = ["STUDY"]
@@ -23,29 +23,30 @@ SEED = 0
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """What moves, what QK norm changes, and what each signal announces."""
+    """Claims about the signals, about what changes while a GPT learns, and about QK norm."""
     found, frame = alarms(collected), collected.frame
     return [*decide.of_signals(found), *decide.of_movement(frame), *decide.of_norm(frame, found.table)]
 
 
 def answer(collected: Collected) -> str:
-    """The signal that announces most failures, what the loss announces, and what QK norm does to the logits."""
+    """The signal that announces most failures, what the loss announces, and what QK norm changes."""
     found, frame = alarms(collected), collected.frame
     most = str(found.leads.notna().sum().idxmax())
     warned, loss = found.leads[most], found.leads["loss_jump"]
     logit = {qk: decide.change(frame, "attention_logit", qk, LARGE) for qk in (False, True)}
     delay = decide.delay(found.table, TOO_LARGE[0], _num_steps(collected))
     return (
-        f'The signal "{WORDS[most]}" announces {found.announced(warned)} that diverge, with a median lead of '
-        f"{found.typical(warned)}, and is a false alarm in {found.false_alarms(most)} that do not. A jump of the loss "
-        f"announces {found.announced(loss)}, with a median lead of {found.typical(loss)}. At peak step size {LARGE:g}, "
-        f"log10 of the largest attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with "
-        f"QK norm; at peak step size {TOO_LARGE[0]:g}, QK norm moves the failure by {delay} steps (negative: earlier)."
+        f'The signal "{WORDS[most]}" announces the divergence of {found.announced(warned)}, with a median lead of '
+        f"{found.typical(warned)}, and is a false alarm in {found.false_alarms(most)} that do not diverge. A jump of "
+        f"the loss announces the divergence of {found.announced(loss)}, with a median lead of {found.typical(loss)}. "
+        f"During training at peak step size {LARGE:g}, log10 of the largest attention logit changes by "
+        f"{logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak step size {TOO_LARGE[0]:g}, QK "
+        f"norm delays the divergence by {delay} steps (negative: earlier)."
     )
 
 
 def details(collected: Collected) -> str:
-    """A table of all signals, and a table of what moves."""
+    """A table of all signals, and a table of quantities that change in training."""
     found, frame = alarms(collected), collected.frame
     failed = np.isfinite(found.table["failure_step"])
     rows = [
@@ -55,7 +56,8 @@ def details(collected: Collected) -> str:
         ]
         for name in sorted(found.fired, key=lambda name: -found.leads[name].notna().sum())
     ]  # fmt: skip
-    head = ["signal", "failures announced", "lead", f"at least {EARLY} steps before", "false alarms", "equally long"]
+    early = f"lead of {EARLY} steps or more"
+    head = ["signal", "failures announced", "median lead", early, "false alarms", "equally long"]
     rates = sorted(frame["lr"].unique())
     moved = [
         [decide.NAMES[name], "with" if qk else "without",
@@ -65,12 +67,11 @@ def details(collected: Collected) -> str:
     ]  # fmt: skip
     changes = ["quantity", "QK norm", *(f"step size {rate:g}" for rate in rates if rate not in TOO_LARGE)]
     silent = [WORDS[name] for name in THRESHOLDS if name not in found.fired]
+    never = f" Signals that never fired: {listed(silent)}." if silent else ""
     return (
-        f"Of {len(failed)} runs, {failed.sum()} diverge. Signals that never fired: {listed(silent)}. All intervals are "
-        "95 % intervals; leads are medians. The last column is the rate of false alarms in equally long "
-        "monitoring.\n\n"
-        f"{table(head, rows)}\n\nChange in training by peak step size, as log10 of last / first step:\n\n"
-        f"{table(changes, moved)}"
+        f'Of {len(failed)} runs, {failed.sum()} diverge.{never} "Equally long": rate of false alarms in equally long '
+        f"monitoring.\n\n{table(head, rows)}\n\n"
+        f"log10 of (last / first value) by peak step size:\n\n{table(changes, moved)}"
     )
 
 
@@ -81,7 +82,7 @@ def alarms(collected: Collected) -> Alarms:
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """Figures of leads, false alarms, what moves, and the fraction of runs that fail."""
+    """Figures of leads, false alarms, changes in training, and the fraction of runs that fail."""
     return drawing.draw(alarms(collected), collected.frame)
 
 
@@ -94,63 +95,67 @@ def _limits(name: str) -> str:
 
 
 STUDY = Study(
-    question="What moves while a small GPT learns, and which signal precedes a divergence?",
+    question="What changes while a small GPT learns, and which signal precedes a divergence?",
     answer=answer,
     use="""
-Monitor the norm of updates relative to the norm of the weights; it is known from the first steps on. Do not stop a run
-because its attention logits are large; compare them with those of a run of the same network that learns.
+Monitor the norm of updates divided by the norm of the weights. This ratio is known from the first step on. A large
+attention logit alone is no reason to stop a run. Compare it with the attention logits of a run of the same network that
+learns.
 """,
     method=f"""
 `gs.models.GPT` with {{model.depth}} pre-norm blocks of width {{model.width}} learns to predict bytes of Python's
 documentation (`data=text`), with AdamW in float32 and {{train.batch_size}} windows of {{data.length}} bytes per step.
-Over {{train.max_steps}} steps, the step size rises linearly to a peak value (range test, L. N. Smith,
-arXiv:1506.01186). Networks are trained with and without QK norm; with QK norm, queries and keys are normalized per head
-(arXiv:2010.04245). The quantities of the monitor and the loss are recorded at every step, on {{monitor.batch_size}}
-windows of the test text.
+Over {{train.max_steps}} steps, the step size rises linearly to a peak of {{optimizer.lr}} (range test, L. N. Smith,
+arXiv:1506.01186). Each network is trained without and with QK norm, which normalizes queries and keys per head
+(arXiv:2010.04245). The loss, gradients and weights of training are recorded at every step. GSC and attention are
+measured at every step on {{monitor.batch_size}} windows of the test text.
 
-**Failure** (divergence) is the first step whose loss is non-finite or above 2 ln 256 = {FAILURE:.1f} nats. The loss of
-guessing is ln 256 = {GUESSING:.2f} nats. **Controls** are the runs that do not fail. The value of a *jump* is a
-quantity divided by its median over up to {RECENT} previous steps (at least {FEWEST}). The **signals** are quantities
-with a threshold, and fire above this threshold:
+**Failure** (divergence) is the first step whose loss is non-finite or above {FAILURE:.1f} nats, twice the loss of
+guessing. **Controls** are the runs that do not fail.
 
-- *loss jump*, of the training loss: {_limits("loss_jump")};
-- *gradient jump*, of the norm of the gradient of all weights: {_limits("gradient_jump")};
-- *attention logit*, the largest in all heads: {_limits("attention_logit")};
-- *entropy*, the inverse of the smallest attention entropy of a head (divided by its maximum): {_limits("entropy")};
-- *update*, the largest norm of an update divided by the norm of its weights: {_limits("update")};
-- *weight growth*, the largest norm of weights divided by their norm at the first step: {_limits("weight_growth")};
-- *GSC*, the larger of GSC (squared convention) from embedding to logits and its inverse: {_limits("gsc")}.
+A **signal** is a quantity with a threshold. The signal **fires** at the first step at which the quantity exceeds the
+threshold. A **jump** of a quantity is its value divided by its median over the previous steps (at least {FEWEST}, at
+most {RECENT}). The signals and their thresholds are:
 
-Two other seeds served to set the thresholds: each threshold is the largest value in their runs that did not fail,
-rounded up. A signal **announces** a failure if it passes its threshold at an earlier step; the **lead** is the number
-of steps from the signal to the failure. In a control, every signal is a **false alarm**. A failing run is monitored
-only until it fails, so a signal has more steps to fire in a control. False alarms in **equally long** monitoring are
-therefore the fraction of pairs of a control and a failing run in which the signal fires in the control before the
-failing run fails.
+- *loss jump*, the jump of the training loss: {_limits("loss_jump")};
+- *gradient jump*, the jump of the norm of the gradient of all weights: {_limits("gradient_jump")};
+- *attention logit*, the largest attention logit of all heads: {_limits("attention_logit")};
+- *entropy*, 1 / e, where e is the smallest attention entropy of a head, divided by its maximum: {_limits("entropy")};
+- *update*, the norm of the update of a layer's weights, divided by the norm of these weights (largest value of all
+  layers): {_limits("update")};
+- *weight growth*, the norm of a layer's weights, divided by this norm at the first step (largest value of all layers):
+  {_limits("weight_growth")};
+- *GSC*, the larger of GSC (squared convention) from embedding to logits and 1 / GSC: {_limits("gsc")}.
+
+The thresholds were set with other runs (seeds 100 and 101): each threshold is the largest value in those of these runs
+that did not fail, rounded up. A signal **announces** a failure if it fires at an earlier step. The **lead** is the
+number of steps from the signal to the failure. A signal that fires in a control is a **false alarm**. A failing run is
+monitored only until it fails, so a signal has more steps to fire in a control. Therefore we also compute the rate of
+false alarms in **equally long** monitoring: the fraction of pairs of a control and a failing run in which the signal
+fires in the control before the step of the failure.
+
+**QK norm.** Runs with and without QK norm are compared for equal seeds. In this comparison, a run that does not fail
+counts as failing after the last step.
 """,
-    how_sure=f"""
+    how_sure="""
 Runs with equal step size and QK norm (a cell) resemble each other. So the 95 % intervals of proportions and medians
-resample whole cells. If the intervals for independent runs are wider, we use those intervals. With few cells, intervals
-tend to be too narrow. Intervals of means are Student's t intervals over seeds. They are not simultaneous. Step sizes,
-length of the runs, thresholds and claims were chosen with the seeds 100 to 102, which are not among the runs here. A
-warning is early if it comes at least {EARLY} steps before the failure. A rate of false alarms is low if it is below
-{100 * MOST_FALSE_ALARMS:g} %. The step size itself rises in every run and is larger in runs that fail. A signal that
-follows the step size, such as the update, therefore separates failing runs from others, whatever happens in the
-network. All networks are tiny and of one kind, and train for few steps. The length of the residual stream is not
-recorded in training.
+resample whole cells, and are widened to contain the intervals for independent runs. With few cells, intervals tend to
+be too narrow. Intervals of means are Student's t intervals over seeds, not corrected for multiple comparisons. Step
+sizes, length of the runs, thresholds and claims were chosen with the seeds 100 to 102, which are not among the runs
+here. The step size rises in every run and is larger in runs that fail. A signal that follows the step size, such as the
+update, therefore separates failing runs from others, whatever happens in the network. All networks are tiny and of one
+kind, and train for few steps.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "leads": "Steps from a signal to the failure, one dot per failure that the signal announces. Dots of equal "
-        "values are "
-        "shifted up or down. Below the dots, diamonds: medians, with 95 % intervals.",
-        "warnings": "For each signal, percentage of the failing runs that it announces, and percentage of the other "
-        "runs "
-        "in which it is a false alarm. Error bars are 95 % intervals.",
+        "leads": "Steps from a signal to the failure, one dot per failure that the signal announces. Below the dots, "
+        "diamonds: medians, with 95 % intervals; no bar: too few runs for an interval.",
+        "warnings": "For each signal, percentage of the failing runs that it announces, and percentage of the controls "
+        "in which it is a false alarm: in the whole run, and in equally long monitoring. Error bars are 95 % "
+        "intervals.",
         "moving": "Quantities that change in training, by peak step size. Solid: without QK norm. Dashed: with QK "
-        "norm. Lines are "
-        "medians over seeds. The gray line is the loss that counts as a failure.",
+        "norm. Lines are medians over seeds. The gray line is the loss that counts as a failure.",
         "failures": "Percentage of runs that fail, by peak step size and QK norm.",
     },
     details=details,

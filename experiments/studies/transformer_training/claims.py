@@ -1,4 +1,4 @@
-"""Claims about what moves while a GPT learns, and which signal precedes a divergence."""
+"""Claims about what changes while a GPT learns, and which signal precedes a divergence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from experiments.evidence import means
 from experiments.evidence.alarms import Alarms
 from experiments.evidence.means import Mean
 from experiments.evidence.study import Claim
-from experiments.evidence.words import listed
 from experiments.studies.transformer_training import signals
 from experiments.studies.transformer_training.signals import WORDS
 
@@ -33,7 +32,7 @@ NAMES = {
 
 
 def of_signals(alarms: Alarms) -> list[Claim]:
-    """Whether each signal announces failures, early, and not otherwise; and whether the update is first."""
+    """Whether each signal announces failures, does so early, and is silent in controls; whether the update is first."""
     makers: tuple[Callable[[Alarms, str], Claim], ...] = (announces, early, silent)
     return [*(make(alarms, name) for make in makers for name in alarms.fired), first(alarms)]
 
@@ -49,10 +48,10 @@ def announces(alarms: Alarms, name: str) -> Claim:
 
 
 def early(alarms: Alarms, name: str) -> Claim:
-    """Whether a signal announces most failures well before."""
+    """Whether a signal announces most failures at least `EARLY` steps before."""
     warned = alarms.part(alarms.leads[name] >= EARLY)
     return Claim(
-        f'The signal "{WORDS[name]}" announces most failures at least {EARLY} steps before',
+        f'The signal "{WORDS[name]}" announces most failures at least {EARLY} steps in advance',
         warned.most,
         f"{warned}; most: above 50 %",
     )
@@ -97,7 +96,7 @@ def of_movement(frame: pd.DataFrame) -> list[Claim]:
 
 
 def of_norm(frame: pd.DataFrame, runs: pd.DataFrame) -> list[Claim]:
-    """What normalized queries and keys change."""
+    """Whether QK norm lowers attention logits and delays failures."""
     logits = signals.moving(frame, "attention_logit")
     last = np.log10(logits[logits.columns.max()])
     smaller = means.mean(last.loc[True, LARGE] - last.loc[False, LARGE])
@@ -110,7 +109,7 @@ def of_norm(frame: pd.DataFrame, runs: pd.DataFrame) -> list[Claim]:
         *(
             Claim(
                 f"At peak step size {lr:g}, runs with QK norm fail later than runs without",
-                one.above(0.0), f"step of failure with QK norm minus that without, paired by seed: {one:+} steps",
+                one.above(0.0), f"step of failure with QK norm minus step of failure without: {one:+}",
             )
             for lr, one in later.items()
         ),
@@ -125,11 +124,6 @@ def change(frame: pd.DataFrame, name: str, qk: bool, lr: float) -> Mean:
 
 
 def delay(runs: pd.DataFrame, lr: float, num_steps: int) -> Mean:
-    """Steps by which runs with QK norm fail later than those with the same seed without; ``num_steps`` if never."""
+    """Step of failure with QK norm minus step without, for equal seeds; ``num_steps`` for a run that does not fail."""
     failure = runs["failure_step"].clip(upper=num_steps)
     return means.mean(failure.loc[True, lr] - failure.loc[False, lr])
-
-
-def named(verdicts: dict[str, bool | None], wanted: bool | None) -> str:
-    """The names of signals with the verdict ``wanted``, as a list for a sentence."""
-    return listed(WORDS[name] for name, holds in verdicts.items() if holds is wanted)

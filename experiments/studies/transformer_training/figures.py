@@ -27,7 +27,7 @@ LEAST = 1e-6  # smaller entropies are drawn here
 
 
 def draw(alarms: Alarms, frame: pd.DataFrame) -> dict[str, Figure]:
-    """Figures of leads, of warnings and false alarms, of what moves, and of the runs that fail."""
+    """Figures of leads, of warnings and false alarms, of changes in training, and of the runs that fail."""
     return {
         "leads": _leads(alarms),
         "warnings": alarm_figures.warnings(alarms, WORDS, CELLS),

@@ -20,7 +20,7 @@ KEYS = [*CELL, "seed"]
 GUESSING = math.log(256)
 FAILURE = 2 * GUESSING
 # Thresholds without and with QK norm: the largest values in runs with the seeds 100 and 101 that did not fail, rounded
-# up to two digits.  Each signal was silent in these runs, so the signals have similar rates of false alarms.
+# up to two digits.  So no signal fires in these runs, and all signals have similar rates of false alarms.
 THRESHOLDS = {
     "loss_jump": (1.2, 1.4),
     "gradient_jump": (9.1, 3.0),
@@ -39,7 +39,7 @@ WORDS = {
     "weight_growth": "weight growth",
     "gsc": "GSC",
 }
-# Kept of every third step: what moves while a run learns or fails.
+# Quantities that `condensed` keeps for every third step.
 MOVING = ("loss", "gradient", "attention_logit", "least_entropy", "update", "weight_growth", "log10_gsc")
 EVERY = 3
 
@@ -73,7 +73,7 @@ def _of_layers(frame: pd.DataFrame, which: str) -> pd.DataFrame:
 
 
 def condensed(collected: Collected) -> Collected:
-    """The steps at which each run fails and each signal fires, and what moves at every third step."""
+    """The steps at which each run fails and each signal fires, and the quantities `MOVING` at every third step."""
     assert collected.metrics is not None
     table = series(collected.frame, collected.metrics)
     found = first_steps(table)

@@ -47,8 +47,9 @@ def test_the_interval_of_a_median_holds_it_as_often_as_it_says():
 
 
 def test_few_values_have_no_interval():
-    assert format(median([1.0, 3.0]), "") == "2 (too few for an interval)"
-    assert format(median(np.arange(6.0)), "") == "2.5 (0 to 5)"
+    assert f"{median([1.0, 3.0]):steps}" == "2 steps (too few runs for an interval)"
+    assert f"{median(np.arange(6.0))}" == "2.5 (0 to 5)"
+    assert f"{median([0, 1, 1, 1, 1, 2]):steps}" == "1 step (0 to 2)"
     assert math.isnan(median([]).value)
 
 

@@ -44,7 +44,7 @@ def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_fires():
     made = story(40, 40)
     found, says = verdicts(made), [claim.says for claim in study.STUDY.claims(made)]
     claim = found("gradient jump", ANNOUNCES)
-    assert claim.holds is True and "40 of 40 runs" in claim.because and "lead: 10 (" in claim.because
+    assert claim.holds is True and "40 of 40 runs" in claim.because and "lead: 10 steps (" in claim.because
     assert found('"update" announces').holds is True
     assert found("gradient jump", SILENT).holds is True and found("update", SILENT).holds is False
     assert found("gradient jump", TELLS).holds is True
@@ -64,7 +64,7 @@ def test_the_answer_follows_the_runs():
     assert answer.startswith('The signal "gradient jump" announces') and "(gradient jump) announce" in answer
     assert details.startswith("Of 80 runs, 40 fail, in 40 of 80 combinations") and "update, in 40 runs" in details
     assert "loss jump, weight growth, GSC and GSC jump" in details and "number as the failure" not in details
-    assert "| update | 40 of 40 runs (91 to 100 %) | 40 | 28 (" in details
+    assert "| update | 40 of 40 runs (91 to 100 %) | 40 | 28 steps (" in details
     assert "| 10 % | gradient jump | none | 40 of 40 runs (91 to 100 %) | 40 of 40 runs (91 to 100 %) |" in details
     louder = kept({"failure_step": 9, "first_loss_jump": 3}, *({"model": f"sane{n}"} for n in range(40)))
     assert "(loss jump) announce" in study.STUDY.answer(louder)

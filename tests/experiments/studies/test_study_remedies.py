@@ -219,9 +219,9 @@ def test_claims_of_a_frame_that_is_known():
     assert only(claims, "affine map").verdict == "checked"
     answer, details = remedies.STUDY.answer(collected), remedies.STUDY.details(collected)
     assert answer.startswith("15 of 17 remedies lower GSC")
-    assert '"looks linear" for relu+batch (from 10^8.0 to 10^5.5)' in answer
-    assert "Less growth costs nonlinearity of the outputs (tanh with large weights, relu+batch" in answer
-    assert "less growth leaves more nonlinearity of the last layer (tanh with large weights, relu+batch" in answer
+    assert '"looks linear" for relu+batch (GSC from 10^8.0 to 10^5.5)' in answer
+    assert "also leave less nonlinearity of the outputs (tanh with large weights, relu+batch" in answer
+    assert "leave more nonlinearity of the last layer (tanh with large weights, relu+batch" in answer
     assert "of the outputs: none." in details and "| below 1e-06 |" in details and "| critical† |" in details
 
 
@@ -235,7 +235,7 @@ def test_claims_of_a_frame_that_says_the_opposite():
     assert found("tanh with large weights", PAID, "outputs") == "contradicted"
     assert only(claims, "affine map").verdict == "contradicted"
     assert remedies.STUDY.answer(collected).startswith("1 of 17 remedies lower")
-    assert "relu+batch with layer norm" in remedies.STUDY.details(collected)
+    assert 'relu+batch with "layer norm"' in remedies.STUDY.details(collected)
 
 
 def test_what_follows_from_the_rate_is_not_claimed_again():

@@ -46,7 +46,7 @@ def test_claims_of_a_signal_that_warns_early_and_of_one_that_warns_late():
     assert only(found, '"update" is first').holds is True
     assert only(found, '"update" fires in less').holds is True
     assert not any("attention logit" in claim.says and "signal" in claim.says for claim in found)  # it never fired
-    assert study.answer(kept()).startswith('The signal "loss jump" announces 32 of 32 runs')  # the first of two
+    assert study.answer(kept()).startswith('The signal "loss jump" announces the divergence of 32 of 32 runs')
 
 
 def test_a_signal_that_always_fires_announces_and_is_a_false_alarm():
@@ -62,9 +62,9 @@ def test_movement_and_the_effect_of_the_norm():
     logit = only(found, "smaller with QK norm")
     assert logit.holds is True and "-2 (no spread)" in logit.because
     later = only(found, "step size 2, runs with QK norm fail later")
-    assert later.holds is True and "+4 (no spread) steps" in later.because
+    assert later.holds is True and "+4 (no spread)" in later.because
     assert only(study.claims(kept(delay=-3)), "step size 4, runs with QK norm fail later").holds is False
-    assert "log10 of last / first step" in study.details(kept())
+    assert "log10 of (last / first value)" in study.details(kept())
 
 
 def test_runs_that_do_not_fail_count_with_the_number_of_steps():
