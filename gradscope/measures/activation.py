@@ -65,8 +65,8 @@ class SignDiversity(Blockwise, quantity="sign_diversity", of=PREACTIVATIONS):
     """
 
     def of_block(self, block: Block) -> Sequence[Tensor]:
-        signs = torch.sign(block.values, out=block.room("signs"))
-        present = torch.abs(signs, out=block.room("present"))
+        signs = torch.sign(block.values, out=block.room("first"))
+        present = torch.abs(signs, out=block.room("second"))
         # Rows: even samples, odd samples, all samples, all without a positive one, and all without a negative one.
         difference, number = _by_parity(signs), _by_parity(present)
         positive, negative = (number + difference).div_(2), (number - difference).div_(2)
@@ -196,7 +196,7 @@ class LinearFitError(Blockwise, quantity="linear_fit_error", of=RESPONSES):
         total = torch.linalg.vector_norm(a, dim=1).square_()
         variance = block.squares.sum(dim=0)
         inverse = variance.where(variance > 0, 1.0).reciprocal_()
-        spare = block.room("spare")
+        spare = block.room("second")
         left = torch.addcmul(a, h, torch.mul(h, a, out=spare).sum(dim=0) * inverse, value=-1, out=a).square_()
         unexplained = left.sum(dim=1).sum()  # faster than one sum
         # Without a sample, the sum of squared residuals of a line falls by r^2 / (1 - leverage).  The factor keeps the
