@@ -30,7 +30,7 @@ def called(cfg: Any, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """
     values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
     if not isinstance(values, dict) or not isinstance(path := values.pop("_target_", None), str):
-        raise ValueError(f"{name} needs a function or class, as in {name}._target_=package.module.Name; got {cfg!r}.")
+        raise ValueError(f"{name} needs a function or class, as in +{name}._target_=package.module.Name; got {cfg!r}.")
     try:
         found = pkgutil.resolve_name(path)
     except Exception as error:  # code of the user's module may raise anything

@@ -73,9 +73,9 @@ def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
     """Return a tidy frame with the given columns, after a check.
 
     Arguments:
-        columns: Dict from names of columns (`COLUMNS` and `OPTIONAL`) to values, one per row or one for all rows.  A
-            missing ``value`` is computed from ``log10_value``; a missing ``log10_value`` is null.  By default
-            ``target``, ``reduction``, ``coupled`` and standard errors are null, and ``num_probes`` is 0.
+        columns: Values by column (`COLUMNS`, `OPTIONAL`), one per row or one for all rows.  Needed: ``layer``,
+            ``index``, ``depth_from_output``, ``quantity``, ``num_samples``, and ``value`` or ``log10_value``, from
+            which a missing ``value`` is computed.  By default, ``num_probes`` is 0 and other columns are null.
 
     >>> import gradscope as gs
     >>> columns = {"layer": ["a", "b"], "index": [1, 2], "depth_from_output": [1, 0], "num_samples": 8}

@@ -32,7 +32,7 @@ print(comparison)
 
 # %%
 # The intervals of the ratios of two rates, from ``low`` to ``high``, together contain all true ratios with a
-# probability of 95 %.
+# probability of 95 %. Each verdict above holds by itself with 95 %.
 
 comparison.differences[["model", "other", "ratio", "low", "high", "differ"]].round(3)
 

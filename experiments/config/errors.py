@@ -121,6 +121,8 @@ def _unknown_key(path: str, parent: DictConfig) -> str:
     paths = list(_paths(root)) if isinstance(root, DictConfig) else []
     last = {known.rpartition(".")[2]: known for known in reversed(paths)}
     prefix = f"{above}." if above else ""
+    if key == "_target_":
+        return f"{above} has no _target_ yet: add it with a plus sign, +{path}=package.module.Name."
     if (near := nearest(key, beside)) is not None:
         return f"Unknown key {path!r}; did you mean '{prefix}{near}'?"
     if (near := nearest(key, last)) is not None and last[near] != path:

@@ -291,7 +291,8 @@ def _advice(rate: Drift, margin: float, networks: int, layers: float) -> str:
     # The interval shrinks with the square root of the number of networks, or of layers.
     factor = (1.96 * rate.stderr / distance) ** 2 if distance else math.inf
     if factor * networks > MOST_NETWORKS:
-        return f"the rate lies too close to {1 + math.copysign(margin, rate.value):g}; choose another margin"
+        limit = 1 + math.copysign(margin, rate.value)
+        return f"the rate lies too close to the limit {limit:g} for a verdict, so report the interval"
     more = max(networks + 1, math.ceil(factor * networks))
     deeper = math.ceil(more / networks * layers)
     return f"about {more} networks" + (f", or {deeper} layers," if deeper <= MOST_LAYERS else "") + " would decide"

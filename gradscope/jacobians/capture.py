@@ -72,9 +72,11 @@ class Capture(Recording):
         frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
         joined = {name for names in blocks.values() for name in names}
         beside = [n for n in avoidable(self.replay.modules, self.reached, self.units) if n not in joined]
+        first = self.units[0].name
         found = remarks(
-            self.reached, random=self.random, picked=self.picked, merged=blocks, avoidable=beside, frozen=frozen
-        )
+            self.reached, random=self.random, picked=self.picked, merged=blocks, avoidable=beside, frozen=frozen,
+            meeting=None if first in self.source_names else first,
+        )  # fmt: skip
         return tuple(found)
 
     @checked

@@ -103,7 +103,7 @@ def describe(captured: Any) -> Description:
 
 def remarks(
     layers: Sequence[Layer], *, random: bool, picked: str | None, merged: Mapping[str, Sequence[str]],
-    avoidable: Sequence[str], frozen: Sequence[str],
+    avoidable: Sequence[str], frozen: Sequence[str], meeting: str | None,
 ) -> Iterator[str]:  # fmt: skip
     """Sentences that say what the results depend on."""
     statistics = {_batch_norm(layer) for layer in layers if "BatchNorm" in type(layer.edge.node).__name__}
@@ -119,6 +119,11 @@ def remarks(
         yield (
             f"Frozen embedding: {_listed(frozen)}. What lies before the first trainable layer is not measured. To "
             "measure from the embedding on, call requires_grad_() on it."
+        )
+    if meeting is not None:
+        yield (
+            f"A default profile begins at {meeting!r}, where the paths from several inputs meet. To measure the layers "
+            "before it, hold all inputs but one fixed: forward=lambda model, x: model(x, other)."
         )
     for row, blocks in merged.items():
         yield (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 
 import numpy as np
 import torch
@@ -43,10 +42,8 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
         if max(flat.shape) <= NARROW * min(flat.shape):
             return [_triangular(preactivations)[None]]
         scale = largest(flat.abs().amax()) if flat.dtype == torch.float64 else None
-        wide = flat.shape[0] <= flat.shape[1]
-        parts = flat.split(max(1, blocks.BLOCK // len(flat)) if wide else blocks.BLOCK, dim=int(wide))
-        scaled = (part.double() if scale is None else part / scale for part in parts)
-        return [reduce(torch.add, (part @ part.T if wide else part.T @ part for part in scaled))]
+        rows = flat if flat.shape[0] <= flat.shape[1] else flat.T
+        return [_products(rows, 1.0 if scale is None else scale)]
 
     def estimate(self, matrix: FloatArray) -> Estimate | Statistic:
         if not np.isfinite(matrix).all():
@@ -56,6 +53,18 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
         squares = np.linalg.eigvalsh(matrix)
         precise = squares[0] > squares[-1] / EXACT or not matrix.any()
         return _rank_of(np.sqrt(squares)) if precise else _RankOfTriangular()
+
+
+def _products(rows: Tensor, scale: Tensor | float) -> Tensor:
+    """Inner products of all pairs of rows, divided by the scale, in float64; those below the diagonal are copied."""
+    num, half = len(rows), len(rows) // 2
+    room = rows.new_empty((num, max(1, blocks.BLOCK // num)), dtype=torch.float64)
+    upper, lower = room.new_zeros(half, num), room.new_zeros(num - half, num - half)
+    for part in rows.split(room.shape[1], dim=1):
+        scaled = torch.div(part, scale, out=room[:, : part.shape[1]])
+        upper.addmm_(scaled[:half], scaled.T)
+        lower.addmm_(scaled[half:], scaled[half:].T)
+    return torch.cat([upper, torch.cat([upper[:, half:].T, lower], dim=1)])
 
 
 class _RankOfTriangular(EffectiveRank):

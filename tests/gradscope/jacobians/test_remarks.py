@@ -70,3 +70,20 @@ def test_random_numbers():
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2)).double()
     assert any("drew random numbers" in remark for remark in gs.gsc(model, noise(6, 4)).remarks)
     assert gs.gsc(model.eval(), noise(6, 4)).remarks == ()
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, a, b):
+        return self.last(gs.tap(self.first(a) + self.second(b), "sum"))
+
+
+def test_layers_before_several_inputs_meet_are_named():
+    model, a, b = TwoInputs().double(), noise(6, 4), noise(6, 4, seed=1)
+    both = gs.gsc(model, (a, b), forward=lambda model, inputs: model(*inputs))
+    assert both.layers[0] == "sum" and any("begins at 'sum', where the paths" in remark for remark in both.remarks)
+    one = gs.gsc(model, a, forward=lambda model, a: model(a, b))
+    assert one.layers[0] == "input" and one.remarks == ()
