@@ -75,10 +75,10 @@ def test_random_numbers():
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.last = (nn.Linear(4, 4) for _ in range(3))
+        self.first, self.second, self.middle, self.last = (nn.Linear(4, 4) for _ in range(4))
 
     def forward(self, a, b):
-        return self.last(gs.tap(self.first(a) + self.second(b), "sum"))
+        return self.last(self.middle(gs.tap(self.first(a) + self.second(b), "sum")))
 
 
 def test_layers_before_several_inputs_meet_are_named():
