@@ -72,7 +72,7 @@ plt.show()
 
 # %%
 # *Growth of GSC per block minus 1, against the dilution. Bars are 95 % intervals. The dashed line
-# is the law with the mean-field value of r.*
+# is the law of dilution with the mean-field value of r.*
 
 for k, found, expected in zip(DILUTIONS, rates, law, strict=True):
     print(f"k = {k}: measured {found.rate:.3f}, law {expected:.3f}")
