@@ -3,7 +3,7 @@ Gradient tests in continuous integration
 ========================================
 
 The assertions of ``gs.testing`` fail if gradients explode or vanish, or if all samples become alike inside the network.
-With ``undecided="fail"`` they also fail if the data cannot decide.  If the model has several inputs, fix all but one:
+With ``undecided="fail"`` they also fail if the verdict is undecided.  If the model has several inputs, fix all but one:
 ``forward=lambda model, x: model(x, other)``.  If its ``forward`` adds tensors, mark each sum:
 ``x = gs.tap(x + f(x), "sum")``.
 """
