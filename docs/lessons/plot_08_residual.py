@@ -79,7 +79,7 @@ for k, found, expected in zip(DILUTIONS, rates, law, strict=True):
 
 # %%
 # The :doc:`study of skip connections </docs/studies/residual>` measures by which factor a skip
-# divides GSC - 1. In 5 of 8 cases (two kinds of blocks, four dilutions), this factor is
+# divides GSC - 1. In 5 of 8 cases (two kinds of blocks, four dilutions), it is shown to be
 # :math:`k^2 + 1` within 10 %. If the skip has weight 1, the activations get longer with every
 # block, while a normalized branch keeps its length. So the dilution grows with depth, and GSC
 # grows more slowly than exponentially. In a ResNet with 32 layers, GSC from the first to the last
