@@ -31,8 +31,8 @@ comparison = gs.compare_models({"small": network(0.8), "critical": network(1.0),
 print(comparison)
 
 # %%
-# The intervals of the ratios of two rates, from ``low`` to ``high``, together contain all true ratios with a
-# probability of 95 %. Each verdict above holds by itself with 95 %.
+# With a probability of 95 %, the intervals from ``low`` to ``high`` contain the true ratios of all pairs of rates.
+# Each verdict above holds by itself with 95 %.
 
 comparison.differences[["model", "other", "ratio", "low", "high", "differ"]].round(3)
 

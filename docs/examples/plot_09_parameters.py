@@ -27,4 +27,4 @@ ax.set(xlabel="log10 GSC of the parameters", ylabel="layer, input on top")
 plt.show()
 
 # %%
-# *GSC of the parameters of a ResNet before training.  The 95 % intervals contain the error of the random probes only.*
+# *GSC of the parameters of a ResNet before training.  The 95 % intervals account for the error of the probes only.*

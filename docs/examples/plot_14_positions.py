@@ -34,5 +34,5 @@ gs.plots.positions(found.lag_profile())
 plt.show()
 
 # %%
-# *Mean GSC of a block against the lag, with 95 % intervals.  The circles at the left end are means over all blocks from
-# the first position, which are left out of the lags.*
+# *Mean GSC of a block against the lag, with 95 % intervals.  The curve leaves out all blocks whose source is the first
+# position.  Their means are the circles at the left end.*

@@ -25,5 +25,5 @@ ledger.plot()
 plt.show()
 
 # %%
-# *Above: root mean square of the stream x and of what each branch writes, f(x). Middle: their ratio.  Below: shares of
-# the squared Jacobian.*
+# *Above: root mean square (rms) of the stream x and of what each branch writes, f(x).  Middle: rms of f(x) divided by
+# rms of x.  Below: shares of the squared Jacobian.*

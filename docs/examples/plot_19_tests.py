@@ -3,9 +3,9 @@ Gradient tests in continuous integration
 ========================================
 
 The assertions of ``gs.testing`` fail if gradients explode or vanish, or if all samples become alike inside the network.
-With ``undecided="fail"`` they also fail if the data cannot decide.  If the model has several inputs, fix all but one:
-``forward=lambda model, x: model(x, other)``.  If its ``forward`` adds tensors, mark each sum:
-``x = gs.tap(x + f(x), "sum")``.
+With ``undecided="fail"``, ``assert_growth`` and ``assert_total`` also fail if the 95 % interval contains a bound.  If
+the model has several inputs, fix all but one: ``forward=lambda model, x: model(x, other)``.  If its ``forward`` adds
+tensors, mark each sum: ``x = gs.tap(x + f(x), "sum")``.
 """
 
 import torch

@@ -36,5 +36,6 @@ found.plot()
 plt.show()
 
 # %%
-# *Relative distance between the outputs of each layer of both models: for equal inputs of the layer, and for the whole
-# models.  The gray steps show how much rounding explains.*
+# *Relative distance between the outputs of each layer in both models.  "Given equal inputs": the layer receives the
+# same values in both models.  "Whole difference": each model runs on its own.  The gray steps show how much rounding
+# explains.*

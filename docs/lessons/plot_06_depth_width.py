@@ -87,9 +87,9 @@ ax.legend()
 plt.show()
 
 # %%
-# *Natural logarithm of the growth rate minus the mean-field value, against 1 / width. Bars are two
-# standard errors over networks. The dashed line is fitted through the origin, which stands for
-# infinite width.*
+# *Natural logarithm of the growth rate, minus that of the mean-field rate, against 1 / width. Bars
+# are two standard errors over networks. The dashed line is fitted through the origin, which stands
+# for infinite width.*
 
 for width, one, spread in zip(WIDTHS, mean, error, strict=True):
     print(f"width {width}: {one:+.4f} +- {spread:.4f}")
