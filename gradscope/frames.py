@@ -288,7 +288,7 @@ def notebook(text: str, table: pd.DataFrame) -> str:
 
 @checked
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows whose target is the last one of their run: of the rows with equal values in additional columns.
+    """Return the rows with the last target of each run.  Rows with equal values in additional columns form one run.
 
     >>> to_last_target(observed("gsc", [1.0, 2.0], layer=["a", "b"], index=[1, 2]))["layer"].tolist()
     ['b']
