@@ -224,8 +224,8 @@ def load(path: PathLike) -> pd.DataFrame:
     Raises:
         SchemaError: The file was written with another version of the schema.
         ValueError: The contents are damaged or violate the schema, or the name ends in neither ``.parquet`` nor
-            ``.csv``.  Or the frame would take more than 256 MB of memory; the environment variable GRADSCOPE_READ_MB
-            sets another limit.
+            ``.csv``, or the frame would take more than 256 MB of memory.  The environment variable GRADSCOPE_READ_MB
+            sets another limit in MB.
 
     >>> import tempfile
     >>> load(save(observed("loss", 2.0), Path(tempfile.mkdtemp()) / "loss.csv"))["value"].tolist()

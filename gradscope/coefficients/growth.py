@@ -48,7 +48,9 @@ class Growth:
     """Growth of GSC (squared convention) with depth: GSC is multiplied by ``rate`` per layer, from the target backward.
 
     ``rate_low``, ``rate_high``: 95 % interval of the rate, for networks of the same architecture and initialization.
-    ``intercept``: c in the fit GSC = c * rate^n, n layers before the target.  ``verdict``, with m the ``margin``:
+    ``intercept``: c in the fit GSC = c * rate^n for the layer n layers before the target.
+
+    ``verdict``, with m the ``margin``:
 
     - "exploding": the whole interval lies above 1 + m;
     - "vanishing": the whole interval lies below 1 - m;

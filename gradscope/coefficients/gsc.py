@@ -75,7 +75,7 @@ def gsc(
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
         probes: The cotangents (vectors in the space of the target) that backward passes pull back:
             ``"exact"``: a basis of d_l cotangents, or of B d_l if samples are coupled (batch normalization).
-            A number n: n random ones, called probes.  `Deflated`: some directions exactly, and probes for the rest.
+            A number n: n random cotangents, called probes.  `Deflated`: some directions exactly, the rest with probes.
             ``"auto"``: exact if a basis has at most 128 cotangents, or if a short pilot shows that deflated probes with
             an error of 5 % would cost more than a basis.  Otherwise deflated probes, with at most 40 backward passes.
             In a stream: exact if a basis has at most 12 cotangents, otherwise ``Deflated(4, 4)`` for each batch.
@@ -91,8 +91,8 @@ def gsc(
             arithmetic and the geometric mean of the GSC of single samples, which must not be coupled.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same numbers.
         progress: A function that is called with the fraction of the current batch that is done.
-        positions: ``"source"``, ``"target"`` or ``"both"``: also split the GSC of every layer by the position (token,
-            time step) in these layers; the result is a `Positions`.
+        positions: Also split GSC by the position (token, time step) in the source layer k (``"source"``), in the target
+            layer l (``"target"``), or in ``"both"``.  The result is then a `Positions`.
         position_dim: The dimension of positions in layers (B, ..., T, ...); negative numbers count from the end.
 
     Returns:

@@ -50,10 +50,11 @@ class EffectiveDepth:
     `gradscope.effective_depth` makes this result, and defines C^lambda, I_l and R_l.
 
     - ``log10_values``: log10 of |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch, for lambda = 0, 1, 2, ...
-    - ``log10_stderr``: its standard errors, over samples if ``num_probes`` is 0, else over probes; NaN if unknown.
+    - ``log10_stderr``: errors of ``log10_values`` over samples (if ``num_probes`` is 0) or over probes; NaN if unknown.
     - ``freedom``: degrees of freedom of these errors, by `gradscope.estimates.satterthwaite`.
     - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the whole network.
-      0 if all C^lambda have one direction, large if they cancel, as if R_l contains -I_l because training replaced I_l.
+      0 if all C^lambda have the same direction, large if they cancel.  They cancel if training has replaced the
+      function of a unit l, because R_l then contains -I_l.
     - ``layers``: names of the units in execution order.
     - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
 
@@ -170,7 +171,7 @@ def effective_depth(
         probes, generator: As for `gradscope.nlc`.
 
     Cost: three forward passes.  Each cotangent needs four backward passes, and up to one more for each trained unit.
-    The sizes |R_l| / |I_l| need 16 more in all.  Memory: two graphs, and one cotangent for every lambda.
+    The sizes |R_l| / |I_l| need 16 backward passes in all.  Memory: two graphs, and one cotangent for every lambda.
 
     Raises:
         ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the

@@ -53,7 +53,7 @@ def jacobian_coherence(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> Coherence:
-    """Return the coherence |E J|_F^2 / E |J|_F^2 of each layer's Jacobians J: from 0 to 1, if all samples share one J.
+    """Return the coherence |E J|_F^2 / E |J|_F^2 of each layer's Jacobians J; it is 1 if all samples have the same J.
 
     J is the Jacobian of the target f_l with respect to the layer f_k for one sample, and E the mean over samples.
     E |J|_F^2 is the sum of |E J|_F^2 and E |J - E J|_F^2.  The coherence is the first summand divided by this sum.  So

@@ -118,12 +118,11 @@ def check_norm(
     - "times root of world size": |g| times or divided by the square root of the number of processes.
     - "clipped": |g| after clipping to ``max_norm``.
     - "loss scale": |g| times or divided by the scale of ``scaler``.
-    - "another norm": one of many wrong numbers, which are described in ``fits``.  It may be |g|^2, or the largest
-      absolute value, the sum of absolute values or the root mean square of all entries of g.  It may be the largest,
-      sum, mean or root mean square of the norms of all parameters.  It may be the sum, the mean or the root of the
-      summed squares of the norms in all processes.  It may be |g| with tied parameters counted twice.  It may be the
-      norm of some parameters only: those in one module, those outside of it, matrices and larger tensors, vectors and
-      numbers, or parameters that are not frozen.
+    - "another norm": ``fits`` says which of these numbers.  (1) |g|^2.  (2) The largest absolute value, the sum of
+      absolute values, or the root mean square of all entries of g.  (3) The largest, the sum, the mean, or the root
+      mean square of the norms of all parameters.  (4) The sum, the mean, or the root of the summed squares of the norms
+      in all processes.  (5) |g| with tied parameters counted twice.  (6) The norm of some parameters only: those in one
+      module, those outside of one module, matrices and larger tensors, vectors and numbers, or those not frozen.
 
     Arguments:
         model: Any module with gradients, also wrapped or sharded.

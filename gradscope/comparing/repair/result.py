@@ -133,8 +133,8 @@ class Repair:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantity ``local_gsc`` before and after the repair, with 95 % intervals per row.
 
-        ``layer`` is the unit, and ``target`` the layer at its end.  Additional columns: ``repaired``, ``factor`` (1
-        before the repair), ``rms`` (of the target), ``goal`` and ``outcome``.
+        ``layer`` is the name of the unit, and ``target`` that of the layer at the end of the unit.  Additional columns:
+        ``repaired``, ``factor`` (1 before the repair), ``rms`` (of the target), ``goal`` and ``outcome``.
         """
         return pd.concat([self._frame(self.before, False), self._frame(self.after, True)], ignore_index=True)
 
