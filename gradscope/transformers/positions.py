@@ -220,7 +220,7 @@ class Positions(Profile):
         return importlib.import_module("gradscope.plots").positions(self, ax=ax, **options)
 
     def summary(self) -> str:
-        """Return what ``print`` shows: the summary of the profile, the number of blocks, and how many of them are 0."""
+        """Return what ``print`` shows: the profile, the numbers of positions, and the share of zero blocks."""
         _, rows, columns = self.blocks.log10_values.shape
         sources = self.blocks.log10_values[[name != self.target for name in self.blocks.layers]]
         split = (
