@@ -224,8 +224,8 @@ def load(path: PathLike) -> pd.DataFrame:
     Raises:
         SchemaError: The file was written with another version of the schema.
         ValueError: The contents are damaged or violate the schema, or the name ends in neither ``.parquet`` nor
-            ``.csv``.  Or the frame would take more than 256 MB of memory; the environment variable GRADSCOPE_READ_MB
-            sets another limit.
+            ``.csv``, or the frame would take more than 256 MB of memory.  The environment variable GRADSCOPE_READ_MB
+            sets another limit in MB.
 
     >>> import tempfile
     >>> load(save(observed("loss", 2.0), Path(tempfile.mkdtemp()) / "loss.csv"))["value"].tolist()
@@ -288,7 +288,7 @@ def notebook(text: str, table: pd.DataFrame) -> str:
 
 @checked
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows whose target is the last one of their run: of the rows with equal values in additional columns.
+    """Return the rows with the last target of each run.  Rows with equal values in additional columns form one run.
 
     >>> to_last_target(observed("gsc", [1.0, 2.0], layer=["a", "b"], index=[1, 2]))["layer"].tolist()
     ['b']

@@ -82,7 +82,7 @@ def xavier(weight: Weight, *, generator: torch.Generator | None = None) -> Tenso
 def orthogonal(weight: Weight, *, gain: Finite = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Fill a weight with ``gain`` times a random matrix (out, fan_in) with orthonormal rows or columns, and return it.
 
-    The rows are orthonormal if out <= fan_in, otherwise the columns.  The matrix is Haar distributed.
+    The rows are orthonormal if out <= fan_in, otherwise the columns.  All such matrices are equally likely (Haar).
 
     Reference: Saxe, McClelland and Ganguli (2013), "Exact solutions to the nonlinear dynamics ...", arXiv:1312.6120.
 
@@ -177,8 +177,8 @@ def lsuv(
     """Scale weights until each layer has outputs of variance 1 (LSUV); return the standard deviations by layer name.
 
     First, `orthogonal` fills every linear and convolutional layer.  Then layers are scaled in the order of their first
-    calls.  W is divided by sqrt(v) until |v - 1| <= ``tolerance``, where v is the variance of all N entries of the
-    layer's output (divided by N).  Biases do not change.
+    calls.  W is divided by sqrt(v) until |v - 1| <= ``tolerance``, where v is the variance of all entries of the
+    layer's output (without Bessel's correction).  Biases do not change.
 
     Arguments:
         model: Any module; its buffers, its mode and the random state are left unchanged.

@@ -49,9 +49,10 @@ def compare(
 
     Layers are compared in two ways.  Thresholds are corrected for the number of layers.
 
-    - With their *siblings*: layers or blocks of the same class and shape, at least four.  Modules inside and sizes of
-      parameters are compared, and statistics of the outputs.  To compare outputs, the siblings f_j of a layer f_i run
-      on the input x_i of f_i, so a wrong layer does not make later layers look wrong.
+    - With their *siblings*, if there are at least four layers or blocks of the same class and shape.  Siblings are
+      compared in their inner modules, in the scale of their parameters, and in statistics of their outputs.  To compare
+      outputs, the siblings f_j of a layer f_i run on the input x_i of f_i, so a wrong layer does not make later layers
+      look wrong.
     - With mean-field theory, if the network is a perceptron.  The z-scores assume that the mean square over n neurons
       is chi-square distributed, with n / c degrees of freedom, where c is the mean squared cosine between samples.
       Theory does not hold for batch normalization with a batch larger than half the width; a warning says so.
@@ -59,21 +60,22 @@ def compare(
     Arguments:
         model: Any module.  Its weights should be as drawn: training makes layers different.
         data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.
-        expected: How the layers should be built.  Default: as most of them are.  A mapping with any of these keys:
+        expected: How the layers should be built: a mapping with any of the following keys.  For a missing key, the
+            layers should be built as most of them are.
             "activation", "normalization": a class, or a name such as "tanh", "layer" or "none"; see
             `gradscope.checks.expectations.unexpected`.
-            "initialization": sigma_w^2 = fan_in Var(W) of all weights before a nonlinearity, for networks that theory
-            covers.  A number; "standard" (2 for ReLU and its relatives, else 1); or "measured" (the measured value of
-            each weight, so that no weight counts as wrong).
+            "initialization", for networks that theory covers: sigma_w^2 = fan_in Var(W) of all weights before a
+            nonlinearity.  The value is a number; or "standard", which means 2 for ReLU and its relatives and otherwise
+            1; or "measured", which means the measured value of each weight, so that no weight counts as wrong.
         prediction: Predicted GSC with a band, instead of the theory of perceptrons: a frame such as
             `gradscope.meanfield.Transformer.gsc` returns.  Layers whose measured GSC is outside the band deviate.
 
-    Cost: 4 m forward passes and m backward passes, where m is the number of siblings, but at most 13.  For perceptrons,
-    the cost of `gradscope.gsc` is added.
+    Cost: 4 m forward passes and m backward passes.  Here m is the number of siblings, or 13 if there are more.  For
+    perceptrons, the cost of `gradscope.gsc` is added.
 
     Raises:
-        UnreadableError: Theory does not cover the network, although ``expected`` has an "initialization" or no four
-            layers are siblings.  The message names the unsupported part.
+        UnreadableError: Theory does not cover the network, but is needed: ``expected`` has an "initialization", or no
+            four layers are siblings.  The message names the unsupported part of the network.
         ValueError: ``expected`` has another key or value, or ``prediction`` does not fit the network.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.

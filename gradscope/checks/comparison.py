@@ -37,8 +37,8 @@ class Comparison:
 
     - ``z_length`` compares the mean square of the pre-activations with theory.  Theory predicts it from the mean square
       measured in the layer before, so a wrong layer does not change the z-scores of later layers.
-    - ``z_growth`` compares the increment of ln GSC across the layer with theory at the measured mean square.  The unit
-      is a robust standard deviation of all differences (`gradscope.checks.levels.scale`).
+    - ``z_growth`` compares the increment of ln GSC across the layer with theory at the measured mean square.  Its unit
+      is a robust standard deviation of this difference over the layers (`gradscope.checks.levels.scale`).
     - ``z_weight`` compares the logarithms of the measured and the expected weight variance.
 
     >>> import torch
@@ -79,9 +79,10 @@ class Comparison:
         return self.layers[beyond[0]] if len(beyond) else None
 
     def limit(self, growth: bool = False) -> float:
-        """Return the threshold of |z_length| and |z_weight| above which a layer deviates; with ``growth``, |z_growth|.
+        """Return the threshold of |z_length| and |z_weight|, or with ``growth=True`` the threshold of |z_growth|.
 
-        It is corrected (Bonferroni) for the number of layers and z-scores that are tested.
+        A layer above the threshold deviates.  The threshold is corrected (Bonferroni) for the number of layers and
+        z-scores that are tested.
         """
         tests = [int(np.isfinite(z).sum()) for z in (self.z_length, self.z_growth, self.z_weight)]
         return limit(max(sum(tests), 1), freedom(tests[1]) if growth else np.inf)
@@ -90,7 +91,8 @@ class Comparison:
         """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores.
 
         The column ``deviation`` describes the strongest deviation of the layer, or is "".  If theory does not cover the
-        network, only ``layer`` and ``deviation`` exist.  If there is a ``band``, ``deviation`` is added to it.
+        network, only ``layer`` and ``deviation`` exist.  If `compare` got a ``prediction``, the other columns are those
+        of ``band``.
         """
         texts: dict[str, str] = {}
         for deviation in self.deviations:

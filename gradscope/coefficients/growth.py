@@ -48,18 +48,20 @@ class Growth:
     """Growth of GSC (squared convention) with depth: GSC is multiplied by ``rate`` per layer, from the target backward.
 
     ``rate_low``, ``rate_high``: 95 % interval of the rate, for networks of the same architecture and initialization.
-    ``intercept``: c in the fit GSC = c * rate^n, n layers before the target.  ``verdict``, with m the ``margin``:
+    ``intercept``: c in the fit GSC = c * rate^n for the layer n layers before the target.
+
+    ``verdict``, with m the ``margin``:
 
     - "exploding": the whole interval lies above 1 + m;
     - "vanishing": the whole interval lies below 1 - m;
     - "stable": the whole interval lies between 1 - m and 1 + m;
     - "undecided": the interval contains 1 - m or 1 + m; ``advice`` says how many networks or layers would decide.
 
-    If several networks are given and each alone has the same verdict, not "undecided", then that verdict is used.
+    If each of several networks alone has the same verdict, not "undecided", this is the verdict for all of them.
     ``curved``: whether log GSC grows at different rates in the two halves of the network, so that one rate does not
-    describe it; ``curved_p`` is the p value of equal rates.
-    ``total``: log10 GSC from the first row to the target, the mean over the networks; ``total_low`` and ``total_high``
-    are its 95 % interval due to probes (and samples, for streams), or NaN if unknown.
+    describe it; ``curved_p`` is the p value of the hypothesis that both rates are equal.
+    ``total``: log10 GSC of the first row, as the mean over the networks; ``total_low`` and ``total_high`` are its 95 %
+    interval due to probes (and samples, for streams), or NaN if unknown.
     ``num_networks``: number of independent networks.  ``num_rows``: number of depths that the rate was fitted to.
 
     >>> from gradscope.coefficients.growth import fit_growth

@@ -67,19 +67,20 @@ def gsc(
             one batch [inputs, labels], as loaders yield it; if the tensors are two batches, give ``iter(data)``.
             Under ``torch.distributed`` all ranks must call `gsc`.  A stream gives one result for the data of all ranks;
             one batch gives one result per rank.
-        forward: A function ``(model, batch) -> tensor``, needed for any other structure of the data or the output.
+        forward: A function ``(model, batch) -> tensor``.  It is needed if the data or the output of the model have a
+            structure that gradscope does not know.
         layers: Rows of the profile: a pattern such as "blocks.*", a list of patterns, or a function `Layer` -> bool.
             Default: one row per unit, such as a block of a ResNet (`gradscope.forward.units.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
         probes: The cotangents (vectors in the space of the target) that backward passes pull back:
             ``"exact"``: a basis of d_l cotangents, or of B d_l if samples are coupled (batch normalization).
-            A number n: n random ones, called probes.  `Deflated`: some directions exactly, and probes for the rest.
-            ``"auto"``: exact if 128 cotangents suffice, or if a short pilot shows that deflated probes with an error
-            of 5 % would cost more.  Otherwise these probes, limited to 40 backward passes.  In a stream, ``"auto"`` is
-            exact up to 12 cotangents, otherwise ``Deflated(4, 4)`` for each batch.
+            A number n: n random cotangents, called probes.  `Deflated`: some directions exactly, the rest with probes.
+            ``"auto"``: exact if a basis has at most 128 cotangents, or if a short pilot shows that deflated probes with
+            an error of 5 % would cost more than a basis.  Otherwise deflated probes, with at most 40 backward passes.
+            In a stream: exact if a basis has at most 12 cotangents, otherwise ``Deflated(4, 4)`` for each batch.
         rtol: Requested relative standard error of every value; ``relative_error`` of the result is the error reached.
-            One batch: the error due to probes.  It decides their number (exact if that is less expensive), so
+            One batch: the error due to probes.  It decides how many probes are used (a basis if that costs less), so
             ``probes`` must be "auto".  Stream: the error due to probes and samples; reaching it ends the stream.
             A warning says if the error was not reached.
         max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  If neither these nor
@@ -90,18 +91,18 @@ def gsc(
             arithmetic and the geometric mean of the GSC of single samples, which must not be coupled.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same numbers.
         progress: A function that is called with the fraction of the current batch that is done.
-        positions: ``"source"``, ``"target"`` or ``"both"``: also split the GSC of every layer by the position (token,
-            time step) in these layers; the result is a `Positions`.
+        positions: Also split GSC by the position (token, time step) in the source layer k (``"source"``), in the target
+            layer l (``"target"``), or in ``"both"``.  The result is then a `Positions`.
         position_dim: The dimension of positions in layers (B, ..., T, ...); negative numbers count from the end.
 
     Returns:
         A `Profile` with rows in execution order; the target (GSC = 1) is last.  With random probes, the estimate of
-        |J|_F^2 is unbiased and has a standard error.  With a single probe and independent samples, this standard error
-        is an upper bound (attained if J has rank one); with coupled samples, it is unknown (null).
+        |J|_F^2 is unbiased and has a standard error.  With a single probe, the standard error is an upper bound if
+        samples are independent, and unknown (null) if they are coupled.
 
     Cost: one forward pass, and one backward pass per cotangent.  `Deflated` needs rank + 1 more forward passes.  If the
-    autograd graph does not prove that samples are independent, a test needs a few more cotangents (11 for B = 256).
-    Memory: see `gradscope.backward.sweep.sweep`.
+    autograd graph does not prove that samples are independent, this is tested with a few more cotangents (11 for
+    B = 256).  Memory: see `gradscope.backward.sweep.sweep`.
 
     Raises:
         ValueError, TypeError: Invalid data, names or options, or an option without effect; the message says which.
@@ -155,8 +156,8 @@ def gsc_matrix(
     """Gradient Scale Coefficient (GSC) of every pair of layers, from one backward sweep for all targets.
 
     Arguments are those of `gsc` without positions, with these differences.  ``target`` is the target nearest the
-    output.  ``probes`` are the cotangents of each target, and ``"auto"`` is exact if all targets together need at most
-    128.  Every path from the input to ``target`` must pass through each of the layers.
+    output.  ``probes`` are the cotangents of each target, and ``"auto"`` is exact if the bases of all targets have at
+    most 128 cotangents together.  Every path from the input to ``target`` must pass through each of the layers.
 
     Returns:
         A `Matrix` with GSC from each source (row) to each target (column), 1 on the diagonal, and NaN below it.

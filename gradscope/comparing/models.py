@@ -51,8 +51,8 @@ class ModelComparison:
     - ``differences``: one row per pair of models that have a rate and at least two networks each.  ``ratio`` is the
       rate of ``model`` divided by that of ``other``, with the interval ``low`` to ``high``; ``differ`` says whether it
       excludes 1.  With probability 95 %, all these intervals contain their true ratios.
-    - ``remarks``: sentences on models without a rate, on seeds that gave equal networks, and on how many networks would
-      decide an undecided verdict, if the rate stays and its interval shrinks with the root of their number.
+    - ``remarks``: sentences on models without a rate, on seeds that gave equal networks, and on undecided verdicts: how
+      many networks would decide them, if the rate stays the same and n networks shrink its interval as 1 / sqrt(n).
 
     >>> import torch
     >>> import gradscope as gs

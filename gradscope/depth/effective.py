@@ -45,15 +45,16 @@ AUTO_LAYER = 8
 @checked
 @dataclass(frozen=True)
 class EffectiveDepth:
-    """Contributions C^lambda to the Jacobian of a trained network in which the changes of lambda layers act together.
+    """Contributions C^lambda to the Jacobian of a trained network: C^lambda is due to changes of lambda layers at once.
 
     `gradscope.effective_depth` makes this result, and defines C^lambda, I_l and R_l.
 
     - ``log10_values``: log10 of |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch, for lambda = 0, 1, 2, ...
-    - ``log10_stderr``: their standard errors, over samples if ``num_probes`` is 0, else over probes; NaN if unknown.
+    - ``log10_stderr``: errors of ``log10_values`` over samples (if ``num_probes`` is 0) or over probes; NaN if unknown.
     - ``freedom``: degrees of freedom of these errors, by `gradscope.estimates.satterthwaite`.
     - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the whole network.
-      Near 0 if the contributions add up.  Large if they cancel: if training replaces I_l, then R_l contains -I_l.
+      0 if all C^lambda have the same direction, large if they cancel.  They cancel if training has replaced the
+      function of a unit l, because R_l then contains -I_l.
     - ``layers``: names of the units in execution order.
     - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
 
@@ -114,7 +115,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        The contributions have one row per lambda, which is the ``index``.  A change has one row per unit.
+        The first two have one row per lambda, with lambda in the column ``index``.  A change has one row per unit.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
@@ -156,7 +157,7 @@ def effective_depth(
 
     Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
     with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +
-    R_l.  C^lambda is the sum of all terms of this product with exactly lambda factors R_l, by the recurrence
+    R_l.  C^lambda is the sum of all terms of this product with exactly lambda factors R_l.  For the first l units:
 
         C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1)
 
@@ -169,8 +170,8 @@ def effective_depth(
         data, forward: As for `gradscope.gsc`; ``data`` must be one batch.
         probes, generator: As for `gradscope.nlc`.
 
-    Cost: three forward passes.  Each cotangent needs four backward passes, and up to one more per trained unit; the
-    changes of single units need 16 in all.  Memory: two graphs, and one cotangent for every lambda.
+    Cost: three forward passes.  Each cotangent needs four backward passes, and up to one more for each trained unit.
+    The sizes |R_l| / |I_l| need 16 backward passes in all.  Memory: two graphs, and one cotangent for every lambda.
 
     Raises:
         ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the

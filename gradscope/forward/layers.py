@@ -28,7 +28,8 @@ class Layer:
     """One tensor of the forward pass, named after the module call that made it.
 
     - ``name``: the module's name, with ``#2``, ``#3`` for further calls and ``[1]``, ``[2]`` for further outputs.
-    - ``origins``: a dict from every name of the tensor to the origin of this name, such as "made" by a module call.
+    - ``origins``: a dict from every name of the tensor to the reason for this name, such as "made": the module call
+      with this name computed the tensor.
     - ``call``: which call of the module made the tensor, counted from 1.
     - ``index``: place of the tensor in execution order; the input is 0.
     - ``shape``: shape for the whole batch, samples first.

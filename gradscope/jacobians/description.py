@@ -33,11 +33,11 @@ class Description:
     - ``unit``: whether the tensor is a row of `gradscope.gsc` by default.
     - ``fired``: whether the module was called.
     - ``left_out``: why there is no recorded tensor; null for a recorded one.
-    - ``modified``: whether the tensor was overwritten in place later.  The earlier values are measured.
+    - ``modified``: whether the tensor was overwritten in place later.  The values before that are measured.
     - ``batch_norm``: which statistics batch normalization used, "batch" or "running".
     - ``dropout``: whether dropout was active.
-    - ``backward``: for tensors on the trunk, whether torch pulls a batch of cotangents back to it at once ("vmap") or
-      one by one ("loop").
+    - ``backward``: how torch pulls a batch of cotangents back to the tensor: at once ("vmap") or one by one ("loop").
+      It is null for the target, and for tensors without ``on_trunk``.
 
     >>> import torch, gradscope as gs
     >>> found = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(2, 4)).describe()

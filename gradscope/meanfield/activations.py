@@ -21,7 +21,7 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 class Activation:
     """An activation function phi with its derivative phi', both elementwise on float64 arrays.
 
-    ``kinks`` are the points where phi or phi' is not smooth; quadrature splits its panels there.  Where phi jumps, the
+    ``kinks`` are the points where phi or phi' is not smooth; numerical integrals are split there.  Where phi jumps, the
     jump is ignored in phi', as in automatic differentiation.
 
     >>> phi = NAMED["relu"]

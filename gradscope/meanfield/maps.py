@@ -158,7 +158,8 @@ class MeanField:
 class DepthScales:
     """Depths, in layers, over which signals and gradients change by a factor of e; made by `MeanField.depth_scales`.
 
-    - ``length``, ``correlation``: fixed points q* of the variance and c* of the correlation of pre-activations.
+    - ``length``, ``correlation``: fixed points of pre-activations: q* of their variance, and c* of the correlation
+      between two inputs.
     - ``chi_1``: growth factor of squared gradients per layer, at the fixed point.
     - ``chi_c``: factor per layer by which the distance of the correlation from c* grows.  It is the slope at c* of the
       map from the correlation in one layer to that in the next.
@@ -181,7 +182,7 @@ class DepthScales:
     lengths: float
 
     def trainable_depth(self, multiple: Nonnegative = 6.0) -> float:
-        """Estimate of the largest trainable depth, ``multiple`` * xi_c; Schoenholz et al. (2017) found about 6."""
+        """Estimate of the largest trainable depth: ``multiple`` * xi_c, about 6 xi_c in Schoenholz et al. (2017)."""
         return multiple * self.correlations
 
 

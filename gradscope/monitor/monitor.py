@@ -48,11 +48,11 @@ class Monitor:
                 monitor.step(loss, (inputs, labels))      # before clipping and optimizer.step()
                 optimizer.step()
 
-    Every record uses the same inputs ``data`` (the probe batch), the same random probes and the same dropout masks, so
-    that records are comparable.  A record contains GSC of every unit, such as a block, and statistics of the inputs of
-    nonlinearities.  It also contains statistics of attention heads (relative entropy, largest logit, weight on the
-    first key), and of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC is
-    measured in the precision of the parameters; statistics of activations follow the ``torch.autocast`` of the caller.
+    Every record uses the same inputs ``data`` (the probe batch), random probes and dropout masks.  It contains GSC of
+    every unit, such as a block, and statistics of the inputs of nonlinearities.  For attention heads, it contains the
+    relative entropy (entropy / ln n, for n keys), the largest logit and the weight on the first key.  It also contains
+    statistics of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC has the
+    precision of the parameters; statistics of activations follow the ``torch.autocast`` of the caller.
 
     Arguments:
         model: The model in training; wrappers of ``torch.compile`` and data parallelism are removed for measuring.
@@ -61,13 +61,13 @@ class Monitor:
         statistics_every: Steps between additional records without GSC, which are much less expensive.  Default: none.
         probes: Random vectors per measurement, at most 4, or "exact".
         layers, forward: As for `gradscope.gsc`.
-        attention: Whether to record attention heads.  By default, if the name of a module looks like attention.
-        max_overhead: Largest extra time for measuring, as a fraction of the training time so far; a scheduled record
-            that would exceed this limit is skipped, and one warning at the end says how many.  None: no limit.
-        total_steps: Number of steps of the whole run, if known.  Then 20 records, spread over the run, are taken even
-            beyond ``max_overhead``.  If unknown: the first 20, and one if a gap would exceed 1/6 of the steps so far.
+        attention: Whether to record attention heads.  Default: True if the name of a module looks like attention.
+        max_overhead: Largest extra time for measuring, as a fraction of the training time so far.  Records that would
+            exceed it are skipped, and one warning at the end says how many were skipped.  None: no limit.
+        total_steps: Steps of the whole run, if known.  Then 20 records, spread over it, ignore ``max_overhead``.  If
+            unknown, the first 20 do, and later those without which a gap would exceed 1/6 of the steps so far.
         loss_fn: ``(output, labels) -> losses``, used to locate non-finite numbers in the batch that `step` receives.
-        on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue, with records without the non-finite numbers.
+        on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue; records then lack the non-finite numbers.
         check_every: Steps between two checks of losses and gradients.  Default: 1 on a CPU.  On other devices, where a
             check must wait for the device, losses and gradients are checked at records and at least every 50 steps.
         save_to: Folder for the file ``nonfinite.pt``: batch and model state, if a loss or gradient is not finite.
@@ -76,17 +76,17 @@ class Monitor:
             ``gs.sinks.MLflow(folder)``, a run of wandb or trackio.  A sink that fails only causes a warning.
 
     If a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update
-    spreads the error.  If this pass finds no fault, a non-finite gradient only causes a warning, because a gradient
-    scaler may skip the update.
+    spreads the error.  If it finds none, a non-finite gradient only causes a warning: a scaler may skip the update.
 
-    A `MonitorWarning` is given once per layer, and listed in ``alarms.fired``, for a loss above 5 times the recent
-    median, or an output of zero.  Layers: GSC above 10^6 or below 10^-6, weights of 10 times their norm at the start,
-    90 % dead units, or updates that differ from those of similar layers by a factor of 1.5.  Attention heads: growing
-    logits above 100, or a relative entropy that falls from 0.2 to below 0.02.
+    Each kind of `MonitorWarning` is given once per layer, and listed in ``alarms.fired``.  Causes in the whole network:
+    a loss above 5 times its recent median, or an output of zero.  Causes in a layer: GSC above 10^6 or below 10^-6,
+    weights 10 times as long as at the start, 90 % dead units, or updates that differ from those of similar layers by a
+    factor of 1.5.  In an attention head: a growing largest logit above 100, or relative entropy that falls from 0.2 to
+    below 0.02.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
-    `step`, and clip after it.  Under ``torch.distributed``, also if the model is sharded, all ranks pass the same
-    ``data`` and make the same calls; each measures its share of the samples, and all hold the merged records.
+    `step`, and clip after it.  Under ``torch.distributed``, all ranks pass the same ``data`` and make the same calls.
+    Each rank measures its share of the samples, and all hold the merged records.  The model may be sharded.
 
     Raises:
         TypeError, ValueError: An argument is invalid, or ``data`` is no batch.
@@ -174,7 +174,7 @@ class Monitor:
             self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return all records as a tidy frame with the column ``step``; beyond 40 MB, an evenly spaced subset.
+        """Return all records as a tidy frame with the column ``step``; above 40 MB, only an evenly spaced part of them.
 
         Raises:
             ValueError: Nothing was recorded.

@@ -53,29 +53,30 @@ def jacobian_coherence(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> Coherence:
-    """Return the coherence |E J|_F^2 / E |J|_F^2 of the Jacobians J of each layer, from 0 to 1 (equal for all samples).
+    """Return the coherence |E J|_F^2 / E |J|_F^2 of each layer's Jacobians J; it is 1 if all samples have the same J.
 
     J is the Jacobian of the target f_l with respect to the layer f_k for one sample, and E the mean over samples.
-    E |J|_F^2 is the sum of |E J|_F^2 and E |J - E J|_F^2.  The coherence is the fraction of the first summand.  So it
-    measures how well the single linear map E J replaces the layers between f_k and f_l for all samples.  The coherence
-    is 1 for an affine network.  It is about 1 / 2 after one layer of ReLUs if each ReLU is active for a random half of
-    the samples.
+    E |J|_F^2 is the sum of |E J|_F^2 and E |J - E J|_F^2.  The coherence is the first summand divided by this sum.  So
+    it measures how well the single linear map E J replaces the layers between f_k and f_l for all samples.  The
+    coherence is 1 for an affine network.  It is about 1 / 2 after one layer of ReLUs if each ReLU is active for a
+    random half of the samples.
 
     Arguments:
         model, data, forward, layers, target, loss_fn: As for `gradscope.gsc`.  Samples must not influence each other.
-            Each batch needs at least three, because pairs of samples within a batch are compared.
+            Each batch needs at least three samples, because pairs of samples within a batch are compared.
         probes: ``"exact"`` (as many cotangents as f_l has entries), a number of random cotangents per batch, or
-            ``"auto"``: exact up to 128, otherwise 40.
+            ``"auto"``: exact if f_l has at most 128 entries, otherwise 40 random cotangents.
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
-        A `Coherence`.  Its intervals are for the data set from which the samples were drawn independently.
+        A `Coherence`.  Its intervals are for the coherence of a whole data set.  They assume that the samples were
+        drawn from it independently.
 
     Cost: one forward pass, and for each cotangent one backward pass and two passes over every gradient in float64.
 
     Raises:
-        ValueError: Samples influence each other, a batch has fewer than three, a layer has no samples along its leading
-            dimension, a Jacobian is zero for all samples, or ``probes`` is invalid.
+        ValueError: Samples influence each other, a batch has fewer than three samples, a layer has no samples along its
+            leading dimension, a Jacobian is zero for all samples, or ``probes`` is invalid.
 
     >>> import gradscope as gs
     >>> x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -177,12 +178,13 @@ class Coherence:
         )
 
     def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
-        """Return the ends of one interval per layer, which contains its coherence with probability ``level``.
+        """Return the ends of one interval per layer, which contains the coherence with probability ``level``.
 
-        This is the coherence of the population from which the samples were drawn independently.  The interval uses the
-        sum of the variances due to probes and samples, and the quantile of Student's t.  It is symmetric in
-        ln(1 - coherence); in the coherence itself if this is less than one standard error below 1.  It is clipped to
-        [0, 1].  Both ends are NaN if an error is unknown or for fewer than ten samples.
+        The interval is for the coherence of the population from which the samples were drawn independently.  It uses
+        the sum of the variances due to probes and samples, and the quantile of Student's t.  The interval is symmetric
+        in ln(1 - coherence).  If the estimate is less than one standard error below 1, the interval is symmetric in the
+        coherence itself.  It is clipped to [0, 1].  Both ends are NaN if an error is unknown or for fewer than ten
+        samples.
         """
         error, gap = self._stderr, 1 - self.values
         margin = special.stdtrit(self._freedom, 0.5 + level / 2) * error

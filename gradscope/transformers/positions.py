@@ -135,13 +135,14 @@ class Blocks(WithIntervals):
 class Positions(Profile):
     """GSC of every layer with respect to one target, split by position (token); made by `gradscope.gsc(positions=...)`.
 
-    GSC of a layer is the sum of its blocks GSC_ts.  A block is the part of GSC due to the block J_ts of the Jacobian,
-    from position s of the layer (source) to position t of the target.  Attributes in addition to those of `Profile`:
+    J_ts is the block of the Jacobian from position s of the layer (source) to position t of the target.  GSC_ts is the
+    part of GSC due to J_ts.  The sum of GSC_ts over all s and t is the GSC of the layer.  Attributes in addition to
+    those of `Profile`:
 
     - ``by``: which positions are distinguished, "source", "target" or "both".
     - ``position_dim``: dimension of the positions in layers.
     - ``blocks``: log10 GSC_ts with errors and ``interval()``, in arrays (layers, target positions, source positions).
-      The size is 1 where positions are summed.
+      A dimension has size 1 if its positions are summed.
 
     The example is a network that shifts a sequence by one position:
 
@@ -170,8 +171,8 @@ class Positions(Profile):
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame: the rows of `Profile.to_frame`, then one row per block (pair of positions).
 
-        The blocks have the quantity "gsc_by_position" and the columns ``target_position`` and ``source_position``,
-        which are null where positions are summed.
+        The blocks have the quantity "gsc_by_position" and the columns ``target_position`` and ``source_position``.  One
+        of these columns is null if GSC is summed over its positions.
         """
         num, rows, columns = self.blocks.log10_values.shape
         t, s = np.indices((rows, columns)).reshape(2, -1)
@@ -186,13 +187,14 @@ class Positions(Profile):
         """Return the mean of the blocks GSC_ts at every lag t - s, and separately for the first source positions.
 
         Arguments:
-            sinks: Number of source positions, from 0 on, that are left out of the lags.  In many transformers, most
-                attention goes to them (attention sinks).
+            sinks: Number of source positions, from 0 on, that are left out of the means by lag.  In many transformers,
+                the first positions receive most of the attention (attention sinks).
 
         Returns:
             A tidy frame.  "gsc_by_lag" is the mean over all blocks with the lag in the column ``lag``.  "gsc_of_sink"
             is the mean over all target positions for the sink in the column ``source_position``.  ``num_blocks`` is
-            the number of blocks in each mean.  Errors due to samples are upper bounds: they assume full correlation.
+            the number of blocks in each mean.  Errors due to samples are upper bounds: they assume that the errors of
+            the blocks in a mean are fully correlated.
 
         Raises:
             ValueError: ``by`` is not "both", or all source positions are sinks.
@@ -218,7 +220,7 @@ class Positions(Profile):
         return importlib.import_module("gradscope.plots").positions(self, ax=ax, **options)
 
     def summary(self) -> str:
-        """Return the text that ``print`` shows: the summary of the profile, number of blocks, and share of zeros."""
+        """Return what ``print`` shows: the profile, the numbers of positions, and the share of zero blocks."""
         _, rows, columns = self.blocks.log10_values.shape
         sources = self.blocks.log10_values[[name != self.target for name in self.blocks.layers]]
         split = (

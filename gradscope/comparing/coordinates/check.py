@@ -48,7 +48,7 @@ class CoordinateCheck:
     - ``exponents``: one row per axis, layer, quantity and step, in the order in which a training step computes them.
       Columns: ``exponent``, ``stderr``, ``low`` and ``high`` (95 % interval over seeds), ``zero`` (whether the quantity
       is zero in all networks), ``expected``, and ``verdict`` ("agrees", "differs" or "undecided").  The verdict is ""
-      without a prediction, or if ``zero``.  Exception: a layer "differs" if it is unchanged after the last step.
+      if there is no prediction, or if ``zero``.  Exception: a layer that training did not change "differs" at the end.
     - ``optimizer``: class of the optimizer, or None.
     - ``parametrization``, ``margin``, ``seeds``, ``steps``: the arguments.
 
@@ -179,8 +179,8 @@ def coordinate_check(
     """Return the exponents with which activations, gradients, updates and GSC scale with width or depth, and verdicts.
 
     A quantity that is proportional to n^b at width n has the exponent b.  Networks of several widths are trained for a
-    few steps on one batch, and b is compared with the prediction of a parametrization.  This is a rule, such as mu-P,
-    for the dependence of initial weights and learning rates on the width.
+    few steps on one batch, and b is compared with the prediction of a parametrization.  A parametrization is a rule,
+    such as mu-P, that says how initial weights and learning rates depend on the width.
 
     Arguments:
         factory: Function called as ``factory(width)``, or with ``depths`` as ``factory(width=..., depth=...)``.
@@ -193,21 +193,21 @@ def coordinate_check(
             first depth.
         steps: Optimizer steps; 0 measures the initialization only.
         seeds: Number n of networks per size, which get the seeds 0 to n - 1; or a list of seeds.  At least two.
-        parametrization: "standard", "mup" or "depth_mup", a table in
+        parametrization: "standard", "mup" or "depth_mup"; predictions: see
             `gradscope.comparing.coordinates.parametrizations.expected`.  Default: "depth_mup" with ``depths``, else
             "mup".  A network with default initialization and one learning rate is "standard".
         forward: As for `gradscope.gsc`.
         layers: Layers to measure, as for `gradscope.gsc`.  Default for widths: the output and every module that
             holds parameters.  Default for depths: the units, such as residual blocks.
-        margin: Largest distance from the expected exponent that counts as agreement, doubled for GSC, which is a
-            square.  Predicted exponents are multiples of 1/2, so the default 1/4 is half the distance between two.
+        margin: Largest distance from the expected exponent that counts as agreement; doubled for GSC, a square.
+            Different predictions differ by at least 1/2, and the default 1/4 is half of this.
         probes: Number of random probes for each GSC.
         progress: Called with one line of text after each seed.
 
     Returns:
-        A `CoordinateCheck`.  Intervals are Student's t over seeds, for the population of random initializations, on
-        this batch and at these sizes (`gradscope.comparing.coordinates.exponents`).  Predictions hold for large widths
-        and small changes, so choose large widths, and learning rates at which the first steps change little.
+        A `CoordinateCheck`.  Its intervals (Student's t over seeds) are for all random initializations, on this batch
+        and at these sizes (`gradscope.comparing.coordinates.exponents`).  Predictions hold for large widths and small
+        changes, so choose large widths, and learning rates at which the first steps change little.
 
     Before each network is built, torch, Python and numpy are seeded; their random states are restored afterwards.  All
     steps of a network use the same dropout masks.

@@ -77,10 +77,10 @@ class Difference:
     - ``saved``: whether saved results were compared.  They do not show where a difference arises.
 
     Quantities, with f_k and g_k the outputs of layer k in a and b: ``distance`` is |g_k - f_k| / |f_k|.
-    ``local_distance`` is the same, but layer k and the code right before it receive the values of a.
-    ``compiled_distance`` is that of the output of a compiled model from the output of a in eager mode.
-    ``log10_length_change`` and ``log10_gsc_change`` are log10 (|g_k| / |f_k|), and log10 of the ratio b / a of GSC.
-    All other quantities are differences b - a of statistics of `gradscope.measure`.
+    ``local_distance`` is the same, but layer k of b and the code right before it receive the values of a.
+    ``compiled_distance`` is given if model a or b is compiled: the relative distance of its output from that of model a
+    in eager mode.  ``log10_length_change`` is log10 (|g_k| / |f_k|).  ``log10_gsc_change`` is log10 of the GSC in b
+    divided by that in a.  All other quantities are differences of statistics of `gradscope.measure`, b minus a.
 
     >>> import copy, torch
     >>> import gradscope as gs

@@ -74,15 +74,15 @@ def diff(
         b: What is compared with a.  A module; or a function that changes a copy of a, such as
             ``lambda model: model.bfloat16()`` or ``torch.compile``; or a context in which a runs, such as
             ``torch.autocast("cpu")``; or a second saved result.  The batch is moved to the dtype and device of b.
-        data, forward, loss_fn: As for `gradscope.gsc`, but ``data`` is one batch, and is left out for saved results.
-        layers, target, probes: As for `gradscope.gsc`.  Both models have the same probes.  "auto" means exact GSC up to
-            128 cotangents, and 40 random probes otherwise.
+        data, forward, loss_fn: As for `gradscope.gsc`.  ``data`` is one batch; for saved results, it is left out.
+        layers, target, probes: As for `gradscope.gsc`.  Both models have the same probes.  "auto" means exact GSC if a
+            basis has at most 128 cotangents, and 40 random probes otherwise.
         measures: Statistics to compare, as for `gradscope.measure`; an empty list leaves them out.
         level: Probability that the intervals of all layers contain the true values of a quantity.
         generator: Source of the probes.  Default: a fixed seed.
 
     To find the layers that differ, each module of b receives the inputs that its partner received in a.  Partners have
-    equal names, or equal shapes and neighbors.  A layer differs if the relative distance between both outputs exceeds
+    equal names, or equal shapes and neighbors.  A layer differs if the relative distance of its two outputs exceeds
     four times the rounding errors of both models.  These errors are measured on copies of a in other dtypes
     (`gradscope.comparing.differences.rounding`).  GSC, a length or a statistic differs if its change exceeds rounding,
     and the interval of the change, if known, excludes 0.

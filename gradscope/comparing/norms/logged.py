@@ -104,24 +104,25 @@ def check_norm(
     """Return which norm a logged number is: the global norm |g| of the gradient g in ``.grad``, or another one.
 
     Call `check_norm` after ``backward()``, before the gradient is clipped or set to zero.  To check the number that
-    ``clip_grad_norm_`` returns, first call this function with an infinite bound, which clips nothing (see the example).
-    With a ``GradScaler``, give ``scaler=`` and call `check_norm` before ``scaler.update()``; ``scaler.unscale_`` may
-    come before or after.  Under ``torch.distributed``, all processes must make the call.  Parameters must be DTensors
-    (FSDP2, tensor parallelism) or replicas (DDP).
+    ``clip_grad_norm_`` returns, first call ``clip_grad_norm_`` with an infinite bound, which clips nothing (see the
+    example).  With a ``GradScaler``, give ``scaler=`` and call `check_norm` before ``scaler.update()``.  It does not
+    matter whether ``scaler.unscale_`` comes before or after `check_norm`.  Under ``torch.distributed``, all processes
+    must call `check_norm`.  Parameters must be DTensors (FSDP2, tensor parallelism) or replicas (DDP).
 
     These kinds of norms are recognized:
 
     - "global": |g|.
-    - "local": the norm of the gradient in one process, of its shards or before the average over processes.
-    - "times world size": |g| times or divided by the number of processes.  "times root of world size": |g| times or
-      divided by the root of this number.
+    - "local": the norm of the gradient in one process: of its shards only, or before gradients are averaged over
+      processes.
+    - "times world size": |g| times or divided by the number of processes.
+    - "times root of world size": |g| times or divided by the square root of the number of processes.
     - "clipped": |g| after clipping to ``max_norm``.
     - "loss scale": |g| times or divided by the scale of ``scaler``.
-    - "another norm", with one of these descriptions.  Of g: |g|^2, the largest entry, the sum of absolute values, or
-      the root mean square.  Of the norms of single parameters: largest, sum, mean, or root mean square.  Of the norms
-      in single processes: sum, mean, or root of the summed squares.  |g| with tied parameters counted twice.  The norm
-      of some parameters: those in one module, all others, matrices and larger tensors, vectors and numbers, or those
-      not frozen.
+    - "another norm": ``fits`` says which of these numbers.  (1) |g|^2.  (2) The largest absolute value, the sum of
+      absolute values, or the root mean square of all entries of g.  (3) The largest, the sum, the mean, or the root
+      mean square of the norms of all parameters.  (4) The sum, the mean, or the root of the summed squares of the norms
+      in all processes.  (5) |g| with tied parameters counted twice.  (6) The norm of some parameters only: those in one
+      module, those outside of one module, matrices and larger tensors, vectors and numbers, or those not frozen.
 
     Arguments:
         model: Any module with gradients, also wrapped or sharded.
@@ -135,7 +136,7 @@ def check_norm(
 
     Returns:
         A `NormCheck`.  A norm is accepted if it equals the logged number in all processes.  Norms of some parameters
-        are tried only if a wrong number would equal one of them with a probability below 1 %.
+        are tried only if a random number would equal one of them with a probability below 1 %.
 
     Raises:
         ValueError: There is no gradient, it holds NaN or Inf, no process gave a number, a number is invalid, or a

@@ -34,12 +34,14 @@ class Repair:
     ``table`` has one row per unit, with these columns:
 
     - ``unit``, ``parameters``, ``factor``: the factor, and the parameters that it multiplies.
-    - ``outcome``: "goal" if the factor brings local GSC to its goal, "nearest" if no factor does, "length" if only the
-      length depends on the factor, "no effect" if neither does; or why the parameters cannot be scaled.
-    - ``goal``, ``gsc_before``, ``gsc``: goal of local GSC, and its value before and after the repair.
-    - ``low``, ``high``: interval of ``gsc``.  With probability 95 %, all these intervals contain the true values.
-    - ``verdict``: "reached" if the interval is inside goal / (1 + margin) to goal (1 + margin), "missed" if it is
-      outside, otherwise "undecided".
+    - ``outcome``: "goal" if the factor brings local GSC to its goal, "nearest" if no factor brings it there.  "length"
+      if the factor changes the length of the output but not local GSC, "no effect" if it changes neither.  Otherwise,
+      the reason why the parameters cannot be scaled.
+    - ``goal``, ``gsc_before``, ``gsc``: the goal of local GSC, local GSC before the repair, and local GSC after it.
+    - ``low``, ``high``: interval of ``gsc``.  With probability 95 %, the intervals of all units contain their true
+      values.
+    - ``verdict``: "reached" if the interval ``low`` to ``high`` is inside goal / (1 + margin) to goal * (1 + margin),
+      "missed" if it is entirely outside, otherwise "undecided".
     - ``rms_before``, ``rms``: root mean square of the unit's output.
 
     ``factors`` maps the name of each changed parameter to its factor.  ``applied``: whether the model is changed now.
@@ -131,8 +133,8 @@ class Repair:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantity ``local_gsc`` before and after the repair, with 95 % intervals per row.
 
-        ``layer`` is the unit, and ``target`` the layer at its end.  Additional columns: ``repaired``, ``factor`` (1
-        before the repair), ``rms`` (of the target), ``goal`` and ``outcome``.
+        ``layer`` is the name of the unit, and ``target`` that of the layer at the end of the unit.  Additional columns:
+        ``repaired``, ``factor`` (1 before the repair), ``rms`` (of the target), ``goal`` and ``outcome``.
         """
         return pd.concat([self._frame(self.before, False), self._frame(self.after, True)], ignore_index=True)
 

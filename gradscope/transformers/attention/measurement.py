@@ -129,16 +129,18 @@ def attention(
 ) -> AttentionHeads:
     """Return statistics of every attention head: entropy, logits and weights on special keys, with standard errors.
 
-    In every module, calls of ``scaled_dot_product_attention`` are measured, and softmax operations whose result is
-    multiplied with values (`gradscope.transformers.attention.interception`).  Let p be the attention weights of a query
-    on its n keys that are not masked.  If nothing else is said, a quantity is a mean over queries and sequences:
+    Measured are all calls of ``scaled_dot_product_attention``, and all softmax operations whose result is multiplied
+    with values (`gradscope.transformers.attention.interception`).  Let p be the attention weights of a query on its n
+    keys that are not masked.  If nothing else is said, a quantity is a mean over queries and sequences:
 
-    - ``attention_entropy``: entropy of p in nats.  ``relative_attention_entropy``: entropy divided by ln n, for queries
-      with n > 1.  ``collapsed_fraction``: fraction of these queries whose relative entropy is below ``collapsed``.
+    - ``attention_entropy``: entropy of p in nats.
+    - ``relative_attention_entropy``: entropy divided by ln n, over queries with n > 1 keys.
+    - ``collapsed_fraction``: fraction of the queries with n > 1 keys whose relative entropy is below ``collapsed``.
     - ``effective_keys``: exp(entropy).  ``participation_ratio``: 1 / sum p^2.
     - ``largest_attention_logit``: maximum over all queries, keys and sequences, after scale and mask.
-      ``row_largest_attention_logit``: mean over queries of the largest logit of a query.
-    - ``first_key_share``, ``first_four_keys_share``: weight on key 0, and on keys 0 to 3 (attention sinks).
+      ``row_largest_attention_logit``: the largest logit of a query, as a mean over queries.
+    - ``first_key_share``: weight on key 0.  ``first_four_keys_share``: sum of the weights on keys 0 to 3.  Both are
+      large if the first keys are attention sinks.
     - ``own_position_share``: weight of query i on key i, if there are as many queries as keys.
 
     Arguments:
@@ -149,9 +151,10 @@ def attention(
 
     Returns:
         An `AttentionHeads`.  The standard error is that of the mean over B sequences.  The interval uses Student's t
-        with at most B - 1 degrees of freedom (`gradscope.estimates.satterthwaite`).  Both are null for one sequence, if
-        all sequences have the same value, and for the largest logit.  Queries whose keys are all masked are left out;
-        `describe` gives their number.  All other queries are included, also those at padded positions.
+        with at most B - 1 degrees of freedom (`gradscope.estimates.satterthwaite`).  Standard error and interval are
+        null for one sequence, if all sequences have the same value, and for the largest logit.  Queries whose keys are
+        all masked are left out; `describe` gives their number.  All other queries are included, also those at padded
+        positions.
 
     Cost: one forward pass per batch.  Each call of attention needs another product q k^T in float64, and there is one
     device synchronization.  The logits are computed in blocks of a few MB (256 MB on devices other than the CPU).

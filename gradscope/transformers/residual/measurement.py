@@ -65,8 +65,8 @@ class Residual:
       probes; 0 if exact, NaN if unknown.
 
     Other attributes: ``num_probes`` is the number of random probes per batch, 0 if exact.  ``coupled`` says whether
-    samples influence each other; it is None if this was not determined, to save time: for one batch of fewer than 30
-    samples with a number of ``probes``.  ``remarks`` are sentences about what the result depends on and leaves out.
+    samples influence each other.  To save time, this is left open (None) for a single batch of fewer than 30 samples
+    if ``probes`` is a number.  ``remarks`` are sentences on what the result depends on and what it leaves out.
 
     >>> import torch, gradscope as gs
     >>> model = gs.models.MLP(depth=2, width=4, residual="identity", generator=torch.Generator().manual_seed(0))
@@ -90,9 +90,9 @@ class Residual:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame, one row per addition and quantity, with columns ``block``, ``skip``, ``stderr_probe``.
 
-        ``layer`` is the write, and ``index`` counts additions from 1.  The channel of the largest entry is the quantity
-        ``outlier_channel``.  Quantities that may be negative (cosine, shares) have no logarithm.  A quantity that is
-        0 / 0, such as the cosine of a write of zeros, has no row.
+        ``layer`` is the name of the write, and ``index`` the number of the addition, from 1.  The attribute
+        ``channels`` is the quantity ``outlier_channel``.  Quantities that may be negative (cosine, shares) have no
+        logarithm.  A quantity that is 0 / 0, such as the cosine of a write of zeros, has no row.
         """
         channels = tuple(Estimate.exact(channel) for channel in self.channels)
         parts = [self._rows(name, found) for name, found in (*self.estimates.items(), ("outlier_channel", channels))]
