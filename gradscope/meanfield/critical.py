@@ -141,7 +141,9 @@ def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance:
 
 @dataclass(frozen=True)
 class PhaseDiagram:
-    """Growth factors of gradients and lengths of pre-activations on a grid of variances; made by `phase_diagram`.
+    """Growth factors of gradients and variances of pre-activations on a grid of weight and bias variances.
+
+    Made by `phase_diagram`.
 
     ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the variance of
     pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  The entry
@@ -168,7 +170,7 @@ def phase_diagram(activation: ActivationLike, weight_variances: Row, bias_varian
     Cost: about 25 evaluations of `MeanField.length` on the whole grid.
 
     Raises:
-        ValueError: A variance is negative or not finite, or an expectation is not known with an error below 1e-8.
+        ValueError: A variance is negative or not finite, or an expectation cannot be computed to within 1e-8.
 
     >>> phase_diagram("tanh", [0.5, 1.0, 2.0], [0.0, 0.1]).chi_1.round(3)
     array([[0.5  , 0.393],

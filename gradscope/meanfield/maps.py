@@ -28,7 +28,7 @@ class MeanField:
 
     Here phi is the activation, and W and b are random.  q is the variance of the pre-activations h of a sample, and c
     the correlation between the pre-activations of two samples.  z is a standard normal variable.  Every method raises
-    ValueError if an expectation E[f] is not known with an error below 1e-8 E[|f|].
+    ValueError if it cannot compute an expectation E[f] to within 1e-8 E[|f|].
 
     Arguments:
         activation: A name, a callable on arrays, or an `Activation`.

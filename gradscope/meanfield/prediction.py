@@ -86,8 +86,9 @@ def predict(
 
     Arguments:
         layers: A `LayerSpec` for each layer, from the first to the last.
-        batch_size: Number of samples.  With batch normalization, gradients depend on this number, which must be much
-            smaller than the width.  Without it, only ``preactivation_std`` and ``sign_diversity`` depend on the number.
+        batch_size: Number of samples.  With batch normalization, gradients depend on it, and it must be much smaller
+            than the width.  Without batch normalization, only ``preactivation_std`` and ``sign_diversity`` depend on
+            it.
         mean_square: Mean square of an entry of the input.
         correlation: Correlation between two inputs, in [-1, 1].
 

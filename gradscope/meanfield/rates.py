@@ -42,7 +42,7 @@ def gsc_rate(
 
     Raises:
         ValueError: A name is unknown, an argument is out of its range or does not apply to this norm, q has no
-            fixed point or vanishes, or an expectation is not known with an error below 1e-8.
+            fixed point or vanishes, or an expectation cannot be computed to within 1e-8.
 
     If the activation jumps, the jump is ignored in phi', as in automatic differentiation.
 

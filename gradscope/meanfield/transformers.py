@@ -161,8 +161,8 @@ class Transformer:
 
         ``stream_rms``, ``stream_overlap``: root mean square of the stream before the addition, and mean correlation of
         two positions in it.  ``write_rms``, ``write_overlap``: the same for the output of the branch.  ``skip_share``:
-        the fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.  Correlations are
-        left out if there is only one position, and for a branch of weight 0.
+        the fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.  The overlaps are
+        left out if there is only one position; ``write_overlap`` also if the output of the branch is 0.
 
         >>> Transformer(depth=1, width=512, length=64).ledger()[["layer", "quantity", "value"]].iloc[2:5].round(3)
                         layer       quantity  value

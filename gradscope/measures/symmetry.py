@@ -69,15 +69,15 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
     f is the module, and x_b are the images.  T moves images by ``shift``.  T' moves maps by ``shift`` divided by the
     total stride of the module, rounded to whole positions (halves toward zero).  The rounding contributes to the error.
 
-    The sums are over the positions whose receptive field contains neither padding nor pixels that the shift brought in.
-    These positions are found by sending NaN through the module.
+    A position counts only if its receptive field contains neither padding nor pixels that the shift brought in.  Such
+    positions are found by sending NaN through the module.
 
     Arguments:
         module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); is left unchanged.
         images: (B, C, H, W), at least two.
         shift: (dx, dy) in pixels.
         circular: Move images and maps circularly: what leaves at one side enters at the opposite one.  Then all
-            positions are compared, so zero padding in the module adds to the error.
+            positions count, so zero padding in the module adds to the error.
 
     Cost: two forward passes of the batch, and five of one enlarged image.
 

@@ -59,9 +59,9 @@ def repair(
 
     A unit is a part of the network, such as a layer or a residual block.  Its local GSC is that of its input f_k with
     respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2.  The factor of a unit multiplies the weights of the
-    last linear map or normalization in the unit.  In a unit with residual additions x + f(x), it multiplies the weights
-    of the last one in every branch f; skips are not scaled.  Biases beside a weight matrix are not scaled.  A unit
-    without such weights is treated as a part of the unit before it.
+    last linear map or normalization in the unit.  If the unit has residual additions x + f(x), it multiplies the
+    weights of the last linear map or normalization in every branch f; skips are not scaled.  Biases beside a weight
+    matrix are not scaled.  A unit without such weights is treated as a part of the unit before it.
 
     One factor cannot set both local GSC and length, so local GSC comes first.  If a factor between 1/1024 and 1024
     brings local GSC to its goal, this factor is chosen.  Otherwise, every factor qualifies with which local GSC is
@@ -74,8 +74,8 @@ def repair(
         data: One batch, as for `gradscope.gsc`, for which the factors are computed.
         goal: Goal for the local GSC of every unit; or {unit: goal}, where all other units have the goal 1.
         length: Goal for the root mean square of every unit's output: a number, or None for no goal.  Or "input" for the
-            root mean square of the first layer, which is the input, or the embedding of tokens.
-        margin: Relative deviation from its goal up to which local GSC counts as reached; 2 %, as for growth rates.
+            root mean square of the first of the ``layers``, usually the input or the embedding of tokens.
+        margin: Relative deviation of local GSC up to which its goal counts as reached; 2 %, as for growth rates.
         fresh: Other data, on which local GSC is measured before and after the repair: one batch, or a loader or list of
             batches.  At least ten samples are needed, or ten batches if samples influence each other.
         forward, generator: As for `gradscope.gsc`.

@@ -163,7 +163,7 @@ def residual(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Residual:
-    """Return what is added to the residual stream at each sum x + f(x), and the gradient through skip and branch.
+    """Return what each sum x + f(x) adds to the residual stream, and the gradient's shares through skip and branch.
 
     A residual addition is a sum of two tensors of one shape: the write f is computed from a tensor x, and the skip is x
     or a simple function of x.  A skip is x itself ("identity"), x times a number or parameter ("scaled"), or x after
