@@ -40,8 +40,9 @@ def qm_norm(
 
     Arguments:
         a: A tensor or array of shape (..., m, n) gives exact norms as a float64 tensor of shape (...).  A
-            `LinearOperator` gives an `Estimate` whose square is unbiased.
-        probes: For an operator, the number of random directions (default 32), or "exact" for min(m, n) products.
+            `LinearOperator` gives an `Estimate`, whose square is an unbiased estimate of the squared norm.
+        probes: For an operator, the number of random directions (default 32), or "exact", which takes min(m, n)
+            products with the operator.
         generator: Source of the random directions of an operator.
 
     Raises:

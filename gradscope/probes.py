@@ -40,8 +40,10 @@ def signs(key: Tensor, probes: range, samples: range, size: int, dtype: torch.dt
     """Return probes of independent random signs (Hutchinson 1989), a tensor (probes, samples, size).
 
     ``key`` is a tensor with one whole number, which takes the place of a seed.  ``probes`` and ``samples`` are the
-    numbers of the probes and samples to compute.  An entry depends only on the key, these two numbers and its place in
-    the sample, so it is the same on every device and in every dtype.  Cost: 1 bit of a hash per entry.
+    indices of the probes and samples to compute.  An entry depends only on the key, the index of its probe, the index
+    of its sample, and its place in the sample.  So it is the same on every device and in every dtype.
+
+    Cost: 1 bit of a hash per entry.
 
     >>> v = signs(torch.tensor(7), range(2), range(3), 4, torch.float64, torch.device("cpu"))
     >>> v.shape, bool((v[1:, 2:] == signs(torch.tensor(7), range(1, 2), range(2, 3), 4, v.dtype, v.device)).all())
@@ -131,8 +133,8 @@ def orthonormal(
 ) -> Tensor:  # fmt: skip
     """Return random, mutually orthogonal probes (num, size) of length sqrt(size), for num <= size.
 
-    Their directions are Haar distributed (uniform).  The mean of |A v|^2 over the probes v is an unbiased estimate of
-    |A|_F^2, and exact if num == size.  The standard error for independent probes is an upper bound of its error.
+    Their directions are uniformly distributed (Haar measure).  The mean of |A v|^2 over the probes v is an unbiased
+    estimate of |A|_F^2, and exact if num == size.  Its standard error is at most that of as many independent probes.
 
     Raises:
         ValueError: ``num`` is larger than ``size``.

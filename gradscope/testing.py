@@ -58,14 +58,15 @@ def assert_growth(
     Arguments:
         model, data, forward, layers, probes, generator: As for `gradscope.gsc`.
         low, high: Bounds of the factor per layer, in the direction from the output to the input.
-        undecided: What to do if the interval contains a bound: "warn", "fail", or "pass" silently.  The interval is
-            narrow if there are many layers and tens of samples.
+        undecided: What to do if the interval contains ``low`` or ``high``: "warn", "fail", or "pass" silently.  The
+            interval is narrow if there are many layers and tens of samples.
 
     Raises:
-        AssertionError: The interval is outside [low, high].  The message has the profile, and the first and the worst
-            layer outside.
-        ValueError: Fewer than six layers (use `assert_total`), ``low > high``, or several inputs without ``layers``,
-            because the default profile begins where the paths from the inputs meet.
+        AssertionError: The whole interval is outside [low, high].  The message has the profile.  It names the first
+            layer whose own factor is outside, and the one whose factor is farthest outside.
+        ValueError: There are fewer than six layers (use `assert_total`), or ``low > high``.  Or the model has several
+            inputs and ``layers`` is None: the default profile then begins where the paths from the inputs meet, not at
+            an input.
 
     >>> import torch
     >>> import gradscope as gs
@@ -114,19 +115,21 @@ def assert_total(
 ) -> Profile:
     """Assert that GSC (squared convention) from the input to the output is within [low, high]; return the profile.
 
-    With ``layers``, GSC is that of the first chosen layer.  The assertion also works for networks with too few layers
-    for a growth rate.  GSC is that of this network on this batch, so only random probes make the result uncertain.
+    With ``layers``, the first chosen layer takes the place of the input.  The assertion also works for networks with
+    too few layers for a growth rate.  GSC is that of this network on this batch, so it is uncertain only because of
+    random probes.
 
     Arguments:
         model, data, forward, layers, probes, generator: As for `gradscope.gsc`.
         low, high: Bounds of GSC.
-        undecided: What to do if the 95 % interval due to probes contains a bound: "warn", "fail", or "pass" silently.
+        undecided: What to do if the 95 % interval of GSC contains ``low`` or ``high``: "warn", "fail", or "pass"
+            silently.
 
     Raises:
         AssertionError: The whole interval is outside [low, high].  The message has the profile, and the layer at which
             GSC changes most.
-        ValueError: ``low > high``, or several inputs without ``layers``, because the default profile begins where the
-            paths from the inputs meet.
+        ValueError: ``low > high``.  Or the model has several inputs and ``layers`` is None: the default profile then
+            begins where the paths from the inputs meet, not at an input.
 
     >>> import torch
     >>> import gradscope as gs
@@ -180,9 +183,11 @@ def assert_no_collapse(
         most: The limit.  A mean cosine of 1 means that all samples have the same direction.
 
     Raises:
-        AssertionError: The cosine is ``most`` or larger at a unit, but smaller at the first unit, which is usually the
-            input.  The message names the first such unit, and has all cosines.
-        ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit whose leading dimension is the batch.
+        AssertionError: The cosine is ``most`` or larger at a unit.  The message names the first such unit, and has all
+            cosines.  If it is already the first unit, usually the input, the network is not the cause, and nothing is
+            raised.
+        ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit has the batch as the first dimension of
+            its output.
 
     >>> import torch
     >>> import gradscope as gs

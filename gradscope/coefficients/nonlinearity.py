@@ -66,17 +66,18 @@ def nlc(
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; the batches of a stream are kept in memory.
-        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact up to 128, otherwise 40.
+        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact if a whole basis has at most
+            128 cotangents, otherwise 40 random ones.
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
-        An `Estimate`.  Its standard error is that due to samples, on which J, Cov_x and Cov_f depend, and due to
-        probes.  ``num_probes`` is 0 if exact.  If samples are coupled (batch normalization), J is the Jacobian of the
-        whole batch, and Cov_x treats the inputs of different samples as independent.  The error is None for coupled
-        samples, for fewer than 30 samples, and for an NLC of 0.
+        An `Estimate`.  Its standard error covers the random probes, and the sampling of the data on which J, Cov_x and
+        Cov_f depend.  ``num_probes`` is 0 if a whole basis of cotangents was used.  If samples are coupled (batch
+        normalization), J is the Jacobian of the whole batch, and Cov_x treats the inputs of different samples as
+        independent.  The standard error is None for coupled samples, for fewer than 30 samples, and for an NLC of 0.
 
     Cost: two forward passes (three for a stream).  Each cotangent needs one backward pass and N^2 d operations, for N
-    samples with inputs of size d.  Memory: the data, and one N x N matrix for each cotangent pulled back together.
+    samples with inputs of size d.  Memory: the data, and an N x N matrix for every cotangent of one backward pass.
 
     Raises:
         ValueError: Fewer than two samples, more than 2,000 batches, an invalid ``probes``, or a target that is the

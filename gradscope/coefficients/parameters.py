@@ -55,8 +55,8 @@ def parameter_gsc(
 
     GSC(theta_k, l) = |T_k^l|_qm^2 |theta_k|^2 / |f_l|^2.  theta_k are the P_k parameters of module k without those of
     its submodules, and f_l is the target over the whole batch.  T_k^l is the (B d_l) x P_k Jacobian of f_l with respect
-    to theta_k, and |T|_qm = |T|_F / sqrt(P_k).  Let theta_k undergo a small random change.  GSC is the mean squared
-    relative change of f_l divided by the squared relative change of theta_k.  A complex number counts as two real ones.
+    to theta_k, and |T|_qm = |T|_F / sqrt(P_k).  For a small random change of theta_k, GSC is the mean squared relative
+    change of f_l divided by the squared relative change of theta_k.  A complex number counts as two real ones.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; ``data`` must be one batch.
@@ -69,13 +69,14 @@ def parameter_gsc(
         first module that holds them.
 
     Cost: one forward pass, and one backward pass with parameter gradients per cotangent.
-    Memory: for each cotangent in a backward pass, the gradients between two neighboring trunk tensors (which every path
-    to the target passes through).  Together they take at most 1/20 of the free memory, unless one cotangent needs more.
+    Memory: cotangents are pulled back in batches.  For each cotangent of a batch, the gradients between two neighboring
+    trunk tensors (which every path to the target passes through) are in memory.  A batch takes at most 1/20 of the
+    free memory, unless one cotangent needs more.
 
     Raises:
         ValueError: No trainable parameters, an invalid ``probes``, or a target of length zero (`ZeroOutputError`).
-        FloatingPointError: The gradient of a parameter, which the message names, is NaN or Inf.  Cotangents may
-            overflow because they are rescaled at trunk tensors only, and not between two uses of a tied parameter.
+        FloatingPointError: The gradient of a parameter, which the message names, is NaN or Inf.  Overflow is possible
+            because cotangents are rescaled only at trunk tensors, and not between two uses of a tied parameter.
 
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))

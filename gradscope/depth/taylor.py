@@ -49,10 +49,10 @@ def taylor_losses(
         data, loss_fn, forward: As for `gradscope.gsc`; ``data`` must be one batch.
 
     Returns:
-        A tidy frame of quantity ``taylor_loss``.  ``index`` is the number of replaced units that have parameters, and
-        ``layer`` is the first of them in execution order ("none" for 0).  ``stderr_sample`` is the standard error of
-        the mean over samples, as if they were independent.  A parameter that several units share keeps its trained
-        value until all of these units are replaced.
+        A tidy frame of quantity ``taylor_loss``.  ``index`` is n, the number of linearized units; units without
+        parameters do not count.  ``layer`` is the first linearized unit in execution order ("none" for n = 0).
+        ``stderr_sample`` is the standard error of the mean over samples, as if they were independent.  A parameter that
+        several units share keeps its trained value until all of these units are linearized.
 
     Cost: for each unit, one forward pass with forward-mode differentiation, which takes twice the work of a normal
     pass.

@@ -81,7 +81,7 @@ class RandomAttention(NamedTuple):
 def critical_score(overlap: Probability) -> float:
     """Critical scale of attention scores, sqrt(2 / (1 - overlap)): above it, a few of infinitely many keys dominate.
 
-    At scale beta, scores have variance beta^2 ln(keys).  ``overlap`` is the cosine of two tokens.
+    At scale beta, scores have variance beta^2 ln(keys).  ``overlap`` is the cosine of any two tokens.
 
     >>> critical_score(0.5)
     2.0
@@ -91,17 +91,18 @@ def critical_score(overlap: Probability) -> float:
 
 @checked
 def random_attention(overlap: Probability, beta: Scores, keys: float = math.inf) -> RandomAttention:
-    """Mean square and overlap of the outputs of attention, if tokens have equal lengths and all pairs equal cosines.
+    """Mean square and cosine of the outputs of attention, if tokens have equal lengths and all pairs equal cosines.
 
-    The cosine (overlap) of two tokens is p = ``overlap``.  Scores have variance beta^2 ln(keys), so scores of variance
-    1 have beta = 1 / sqrt(ln(keys)).  A are the attention weights of one query, and A' those of another query, whose
-    cosine with the first one is p.  With Y = E[sum A^2] and Y' = E[sum A A'],
+    A cosine is called overlap.  That of two tokens is p = ``overlap``.  Scores have variance beta^2 ln(keys), so scores
+    of variance 1 have beta = 1 / sqrt(ln(keys)).  A are the attention weights of one query, and A' those of another
+    query; the cosine of the two queries is p.  With Y = E[sum A^2] and Y' = E[sum A A'], the sums over the keys,
 
-        mean square   p + (1 - p) Y, relative to the values;   overlap   (p + (1 - p) Y') / (p + (1 - p) Y)
+        mean square   p + (1 - p) Y, if the values have mean square 1
+        overlap       (p + (1 - p) Y') / (p + (1 - p) Y)
 
     For infinitely many keys, Y = max(0, 1 - beta_c / beta) with beta_c = `critical_score`, and Y' = 0 (random energy
-    model).  For finitely many keys, Y is exact, and Y' = e^(x p) / (keys - 1 + e^(x p)), where x is such that Y' = Y at
-    p = 1.
+    model).  For finitely many keys, Y is exact.  Y' is approximately e^(x p) / (keys - 1 + e^(x p)), where x solves
+    Y = e^x / (keys - 1 + e^x).
 
     Raises:
         ValueError: There is less than one key, or scores have a standard deviation above 20.

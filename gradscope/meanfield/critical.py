@@ -45,11 +45,12 @@ def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0,
     The growth factor is chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] for z ~ N(0, 1), at the fixed point q* of the variance
     of pre-activations.  So sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a
     homogeneous activation (ReLU, linear) has a solution at every q*, and the one with q* = 1 is returned.  Without
-    biases, most other activations have only the limit q* -> 0.  There, sigma_w^2 = chi / phi'(0)^2, and the returned
-    ``length`` is 0.
+    biases, most other activations have a solution only in the limit q* -> 0.  Then sigma_w^2 = chi / phi'(0)^2, and the
+    returned ``length`` is 0.
 
     Raises:
-        ValueError: ``bias_variance`` is negative, ``chi`` is not positive, the slope is 0, or there is no such point.
+        ValueError: ``bias_variance`` is negative, ``chi`` is not positive, phi' is 0 almost everywhere, or no q* gives
+            this ``bias_variance``.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
 
@@ -105,8 +106,8 @@ def _steep(phi: Activation, q: float) -> float:
 def critical_line(activation: ActivationLike, lengths: Row | None = None) -> list[CriticalPoint]:
     """Return the critical points for given ``lengths``: variances at which gradients neither grow nor shrink.
 
-    There, chi_1 = 1.  A length is the fixed point q* of the variance of pre-activations.  A length whose bias variance
-    would be negative is left out.  ``lengths`` defaults to 60 values between 1e-4 and 10.
+    At a critical point, chi_1 = 1.  Its length is the fixed point q* of the variance of pre-activations.  A length is
+    left out if its bias variance would be negative.  ``lengths`` defaults to 60 values between 1e-4 and 10.
 
     Raises:
         ValueError: No length has a critical point.
@@ -130,7 +131,7 @@ def critical_line(activation: ActivationLike, lengths: Row | None = None) -> lis
 def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance: Nonnegative = 0.0) -> float:
     """Return the gain g of the weights at which squared gradients grow by the factor ``rate`` per layer.
 
-    Weights then have standard deviation g / sqrt(fan_in), so g^2 is the weight variance of `critical_point`.
+    Weights then have variance g^2 / fan_in.  So g^2 is sigma_w^2, the ``weight_variance`` of `critical_point`.
 
     >>> round(weight_gain("relu"), 4), round(weight_gain("tanh", rate=1.05, bias_variance=0.05), 4)
     (1.4142, 1.4186)
@@ -140,7 +141,9 @@ def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance:
 
 @dataclass(frozen=True)
 class PhaseDiagram:
-    """Growth factors of gradients and lengths of pre-activations on a grid of variances; made by `phase_diagram`.
+    """Growth factors of gradients and variances of pre-activations on a grid of weight and bias variances.
+
+    Made by `phase_diagram`.
 
     ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the variance of
     pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  The entry
@@ -167,7 +170,7 @@ def phase_diagram(activation: ActivationLike, weight_variances: Row, bias_varian
     Cost: about 25 evaluations of `MeanField.length` on the whole grid.
 
     Raises:
-        ValueError: A variance is negative or not finite, or an expectation is not known with an error below 1e-8.
+        ValueError: A variance is negative or not finite, or an expectation cannot be computed to within 1e-8.
 
     >>> phase_diagram("tanh", [0.5, 1.0, 2.0], [0.0, 0.1]).chi_1.round(3)
     array([[0.5  , 0.393],

@@ -28,7 +28,7 @@ class MeanField:
 
     Here phi is the activation, and W and b are random.  q is the variance of the pre-activations h of a sample, and c
     the correlation between the pre-activations of two samples.  z is a standard normal variable.  Every method raises
-    ValueError if an expectation E[f] is not known with an error below 1e-8 E[|f|].
+    ValueError if it cannot compute an expectation E[f] to within 1e-8 E[|f|].
 
     Arguments:
         activation: A name, a callable on arrays, or an `Activation`.
@@ -104,7 +104,8 @@ class MeanField:
     def fixed_length(self, start: Nonnegative = 1.0) -> float:
         """The fixed point q* that the variance of pre-activations reaches over many layers from ``start``.
 
-        The result is 0 if the variance vanishes, and ``start`` if every variance is a fixed point.
+        The result is 0 if the variance shrinks to 0 over the layers.  It is ``start`` if every variance is a fixed
+        point, as for ReLU with sigma_w^2 = 2 and no biases.
 
         Raises:
             ValueError: The variance grows without bound.
@@ -139,7 +140,7 @@ class MeanField:
         return 1.0 if high is None else float(scipy.optimize.brentq(excess, 0.0, high, xtol=1e-14))
 
     def depth_scales(self) -> DepthScales:
-        """Return the fixed points, and the depths over which signals and gradients change by a factor of e."""
+        """Return the `DepthScales`: fixed points, and the depths over which signals and gradients change."""
         q = self.fixed_length()
         c = self.fixed_correlation(q)
         if q == 0:

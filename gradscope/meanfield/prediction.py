@@ -27,9 +27,9 @@ class LayerSpec:
     """Description of a layer f_l = phi(norm(W f_{l-1} + b)) or of a residual block, as input of `predict`.
 
     With ``branch_variance``, it describes the block f_l = ``skip_weight`` f_{l-1} + V phi(norm(W f_{l-1} + b)).
-    Weights have variance ``weight_variance`` / fan_in in W, and ``branch_variance`` / fan_in in V.  For a block without
-    W, f_l = ``skip_weight`` f_{l-1} + V phi(norm(f_{l-1})), set ``weight_variance`` to 1.  Prefer `LayerSpec.of` to the
-    constructor, because it also accepts names of activations.
+    Weights have variance ``weight_variance`` / fan_in in W, and ``branch_variance`` / fan_in in V.  If the block has no
+    W, so that V acts on phi(norm(f_{l-1})), set ``weight_variance`` to 1.  Prefer `LayerSpec.of` to the constructor,
+    because it also accepts names of activations.
 
     >>> LayerSpec.of("relu", 2.0, norm="batch").activation.name
     'relu'
@@ -86,8 +86,9 @@ def predict(
 
     Arguments:
         layers: A `LayerSpec` for each layer, from the first to the last.
-        batch_size: Number of samples.  With batch normalization, gradients depend on this number, which must be much
-            smaller than the width.  Otherwise, only ``preactivation_std`` and ``sign_diversity`` depend on it.
+        batch_size: Number of samples.  With batch normalization, gradients depend on it, and it must be much smaller
+            than the width.  Without batch normalization, only ``preactivation_std`` and ``sign_diversity`` depend on
+            it.
         mean_square: Mean square of an entry of the input.
         correlation: Correlation between two inputs, in [-1, 1].
 

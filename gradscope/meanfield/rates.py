@@ -42,7 +42,7 @@ def gsc_rate(
 
     Raises:
         ValueError: A name is unknown, an argument is out of its range or does not apply to this norm, q has no
-            fixed point or vanishes, or an expectation is not known with an error below 1e-8.
+            fixed point or vanishes, or an expectation cannot be computed to within 1e-8.
 
     If the activation jumps, the jump is ignored in phi', as in automatic differentiation.
 
@@ -78,12 +78,12 @@ def gsc_rate(
 
 @checked
 def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
-    """Growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for a branch with GSC r and the dilution k.
+    """Growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for growth r of the branch and dilution k.
 
-    r is the factor by which GSC grows through the branch alone.  k = |skip| / |branch| is the ratio of the lengths of
-    the two summands, not the weight of the skip connection.  The formula holds if skip and branch have orthogonal
-    values and orthogonal Jacobians, for example if the branch ends in a random linear map.  The skip reduces r - 1 by
-    the factor k^2 + 1.
+    r is the factor by which GSC grows through the branch alone.  The dilution k = |skip| / |branch| is the ratio of the
+    lengths of the two summands, not the weight of the skip connection.  The formula holds if skip and branch have
+    orthogonal values and orthogonal Jacobians, for example if the branch ends in a random linear map.  The skip divides
+    r - 1 by k^2 + 1.
 
     Raises:
         ValueError: The rate or the dilution is negative.
@@ -101,7 +101,7 @@ def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
 
 @checked
 def standard_variance(activation: Activation) -> float:
-    """The usual sigma_w^2 = fan_in Var(W) before an activation: 2 (He) for ReLU-like ones, otherwise 1 (LeCun).
+    """The usual sigma_w^2 = fan_in Var(W) before an activation: 2 (He) for ReLU-like activations, else 1 (LeCun).
 
     ReLU-like are relu, leaky_relu, elu, gelu and silu.
 

@@ -82,10 +82,10 @@ class Transformer:
         norm_kind: layer or rms.
         causal: Whether a position attends only to itself and to earlier positions.
         residual_scale: Factor of the output of each branch, in addition to its variances.
-        score_variance: Variance of the query matrix times that of the key matrix, and so the variance of the scores of
-            normalized tokens; 1 if queries and keys are normalized.
+        score_variance: Variance of the query matrix times that of the key matrix.  Scores of normalized tokens have
+            this variance.  Set it to 1 if queries and keys are normalized.
         value_variance: Variance of the value matrix times that of the output matrix of attention.
-        hidden_variance: Variance of the matrix before the activation; in a gated MLP, of each of the two matrices.
+        hidden_variance: Variance of the first matrix of an MLP; if gated, of each of the matrices gate and linear.
         output_variance: Variance of the matrix after the activation.
         outputs: Number of logits, which affects only the band of `gsc`; None for infinitely many.
         mean_square: Mean square of an entry of the embeddings.
@@ -93,7 +93,7 @@ class Transformer:
 
     Raises:
         ValueError: A name is unknown, a number is out of its range, or ``overlap`` is no matrix of correlations.
-            Predictions also raise it if lengths vanish or overflow, or if attention picks single keys.
+            Predictions also raise it if lengths vanish or overflow, or scores have a standard deviation above 20.
 
     Cost: about 0.1 s per block for 128 positions.  Memory: about 20 matrices (T, T) per block.
 
@@ -161,8 +161,8 @@ class Transformer:
 
         ``stream_rms``, ``stream_overlap``: root mean square of the stream before the addition, and mean correlation of
         two positions in it.  ``write_rms``, ``write_overlap``: the same for the output of the branch.  ``skip_share``:
-        the fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.  Correlations are
-        left out if there is only one position, and for a branch of weight 0.
+        the fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.  The overlaps are
+        left out if there is only one position; ``write_overlap`` also if the output of the branch is 0.
 
         >>> Transformer(depth=1, width=512, length=64).ledger()[["layer", "quantity", "value"]].iloc[2:5].round(3)
                         layer       quantity  value
@@ -187,11 +187,11 @@ class Transformer:
         """Return a tidy frame of predicted GSC with respect to the logits, with the layers of `gradscope.models.GPT`.
 
         Layers: ``embedding``, ``blocks.0``, ..., ``norm`` (pre-norm only), ``head``, and branches such as
-        ``blocks.0.mlp``.  At least 95 % of networks of this width lie between ``log10_low`` and ``log10_high``.  These
-        are the ends of ln GSC +- 4 sqrt(S / width), converted to log10.  S is the sum of s + g over all branches from
-        the layer to the output: a branch f contributes the fraction s of |x + f(x)|^2, and the fraction g of the
-        squared gradient.  Networks differ in the inner product of x and f(x) and in |f(x)|.  If all positions vary
-        together, ln |x + f(x)|^2 has variance 4 s / width per branch, and ln of the squared gradient 4 g / width.
+        ``blocks.0.mlp``.  At least 95 % of networks of this width lie between ``log10_low`` and ``log10_high``: the
+        ends of ln GSC +- 4 sqrt(S / width), converted to log10.  This is two standard deviations of ln GSC if all
+        positions vary together.  Each branch f from the layer to the output then adds 4 (s + g) / width to the
+        variance of ln GSC.  Its output has the share s of |x + f(x)|^2, and its gradient the share g of the squared
+        gradient.  S is the sum of all s + g, plus 1 in the row of a branch, and width / (2 outputs) for the logits.
 
         >>> found = Transformer(depth=12, width=512, length=64).gsc()
         >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1]].round(2)

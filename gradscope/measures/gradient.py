@@ -163,8 +163,8 @@ class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed
 
         (|sum_b u_b|^2 - M) / (M (M - 1)) with u_b = g_b / |g_b|, over the M samples with a nonzero gradient
 
-    The value is 1 if all gradients are parallel, and 0 if all are orthogonal or M < 2.  The standard error comes from a
-    delete-a-group jackknife.
+    The value is 1 if all gradients are parallel, and 0 if all are orthogonal or M < 2.  The standard error is that of a
+    jackknife, which leaves out one group of samples at a time.
 
     >>> round(GradientCosine()(LayerGradient.of(torch.tensor([[3.0, 4.0], [4.0, 3.0]]), torch.ones(2))).value, 6)
     0.96
@@ -183,8 +183,9 @@ class SignalToNoise(_OfLengths, quantity="signal_to_noise", of=GRADIENTS):
     """Signal-to-noise ratio of a layer's gradient: squared norm of the mean divided by the variance over samples.
 
     It is |g|^2 / V with V = sum_b |g_b - g|^2 / (B - 1), for the gradients g_b of B samples and their mean g.  The
-    value is infinite if all gradients are equal and not 0.  |g|^2 is biased upward by V / B.  Apart from this bias, the
-    simple noise scale of McCandlish et al. (2018), arXiv:1812.06162, is V / |g|^2.
+    value is infinite if all gradients are equal and not 0.  On average, |g|^2 is larger than the squared norm of the
+    true gradient by V / B.  Apart from this bias, the inverse V / |g|^2 is the simple noise scale of McCandlish et al.
+    (2018), arXiv:1812.06162.
 
     >>> SignalToNoise()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     0.5

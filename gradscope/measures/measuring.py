@@ -108,8 +108,8 @@ def measure(
     is one device synchronization, and a second one if an effective rank needs another pass (see `EffectiveRank`).
 
     Raises:
-        ValueError: No nonlinearity was called, no parameter is trainable, the data are invalid, or only one of
-            ``loss_fn`` and a measure of gradients is given.
+        ValueError: No nonlinearity was called, no parameter is trainable, or the data are invalid.  Or ``loss_fn`` is
+            given and no measure is one of gradients, or the reverse.
         FloatingPointError: A gradient is NaN or Inf; the message names the layer.
 
     >>> import torch

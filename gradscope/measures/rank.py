@@ -26,10 +26,10 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     The rank is between 1 (all samples are parallel) and min(B, neurons).  A matrix of zeros has rank 0.  The value
     grows with the size of the batch, so its standard error is unknown (None).
 
-    Cost: the inner products of all rows (or of all columns, if there are fewer), and the eigenvalues of their matrix.
-    Eigenvalues that spread over more than 8 digits are too inexact.  Then a QR decomposition of the B x neurons matrix
-    is needed, for which `gradscope.measure` runs the forward pass once more.  If the longer side is at most 4 times the
-    shorter one, this decomposition is computed at once.
+    Cost: a QR decomposition, if the longer side of the matrix is at most 4 times the shorter one.  Otherwise, the
+    eigenvalues of the inner products of all rows (or of all columns, if there are fewer).  If the smallest eigenvalue
+    is below 1e-8 of the largest, the small ones are too inexact.  Then `gradscope.measure` runs the forward pass once
+    more, for a QR decomposition.
 
     Reference: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality".
 

@@ -69,20 +69,22 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
     f is the module, and x_b are the images.  T moves images by ``shift``.  T' moves maps by ``shift`` divided by the
     total stride of the module, rounded to whole positions (halves toward zero).  The rounding contributes to the error.
 
-    Only positions are compared whose field of view contains neither padding nor pixels that the shift brought in.
-    These positions are found by sending NaN through the module.
+    A position counts only if its receptive field contains neither padding nor pixels that the shift brought in.  Such
+    positions are found by sending NaN through the module.
 
     Arguments:
         module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); is left unchanged.
         images: (B, C, H, W), at least two.
         shift: (dx, dy) in pixels.
-        circular: Move images and maps circularly, and compare all positions.  Zero padding then adds to the error.
+        circular: Move images and maps circularly: what leaves at one side enters at the opposite one.  Then all
+            positions count, so zero padding in the module adds to the error.
 
     Cost: two forward passes of the batch, and five of one enlarged image.
 
     Raises:
-        ValueError: The output is not a feature map, its size does not grow with the image, or the border affects all
-            positions.  With ``circular``: the size of the images is not the size of the maps times the stride.
+        ValueError: The output is not a feature map, or has no stride because its size does not grow with the image.
+            Without ``circular``: every receptive field contains padding or pixels that the shift brought in.  With
+            ``circular``: the size of the images is not the size of the maps times the stride.
 
     >>> images = torch.arange(128.0).reshape(2, 1, 8, 8)
     >>> [round(equivariance_error(nn.MaxPool2d(2), images, shift).value, 4) for shift in ((2, 0), (1, 0))]

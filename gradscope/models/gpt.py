@@ -121,14 +121,16 @@ class GPT(nn.Module):
         norm: pre (before each branch and before the head), post (after each sum) or none.
         norm_kind: layer or rms; both have learned scales, which start at 1, and eps = 1e-5.
         qk_norm: Whether to normalize queries and keys per head, with the normalization ``norm_kind``.
-        mlp: An activation of `MLP`, with 4 * width hidden features; or swiglu, geglu or reglu, with 8 * width // 3.
+        mlp: An activation, as in `MLP`, with 4 * width hidden features.  Or a gated MLP (swiglu, geglu or reglu), with
+            8 * width // 3 of them.
         residual_scale: Factor of the initial weights that write into the residual stream; "depth" is 1 / sqrt(2 depth).
         tied: Whether the weight of the head is the token embedding.
         causal: Whether a position attends only to itself and to earlier positions.
         dropout: Probability of dropping an entry of embedding, attention weights and branches.
-        init: gpt2, which is Gaussian with standard deviation 0.02 for all weights and embeddings; or lecun, he, xavier
-            or orthogonal.  With these, embeddings of tokens and positions are Gaussian with variance 1/2, so that their
-            sum has mean square 1.  Exception: if ``tied``, embeddings are filled like weights of linear maps.
+        init: gpt2: all weights and embeddings are Gaussian with standard deviation 0.02.  Or lecun, he, xavier or
+            orthogonal for the weights of linear maps.  Embeddings of tokens and positions are then Gaussian with
+            variance 1/2, so that their sum has mean square 1.  If ``tied``, however, embeddings are filled like the
+            weights of linear maps.
         bias: Whether linear maps, except the head, and layer norms have a bias, which starts at zero.
         generator: Source of the random weights; torch's global generator by default.
 

@@ -31,14 +31,15 @@ def coordinates(
     axis: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Axes with the size of activations, gradients or updates, or GSC, of each layer against width or depth.
+    """Axes with a quantity of each layer, such as the size of its activations or updates, against width or depth.
 
-    Both scales are logarithmic, so the slope of a line is the exponent of the layer.  Lines are means over seeds, and
-    bands are one standard deviation between seeds.  Thick lines are layers whose exponent differs from the expected
-    one.  Labels hold the exponents, with the verdict if it is not "agrees".
+    Both scales are logarithmic, so a quantity that grows as width^p or depth^p gives a line of slope p, the layer's
+    exponent.  Lines are means over seeds, and bands are one standard deviation between seeds.  Thick lines are layers
+    whose exponent differs from the expected one.  Labels hold the exponents, with the verdict if it is not "agrees".
 
     Arguments:
-        data: What `gradscope.coordinate_check` returns, or its frame; only the former has exponents and verdicts.
+        data: What `gradscope.coordinate_check` returns, or its frame.  With a frame, exponents and verdicts are left
+            out.
         quantity: activation_rms, activation_change_rms, activation_gradient_rms, update_effect_rms, update_rms or gsc.
         step: Number of optimizer steps before the measurement; by default the largest one in the frame.
         axis: "width" or "depth"; by default the first one in the frame.

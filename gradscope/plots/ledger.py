@@ -30,8 +30,8 @@ def residual(data: Any, *, axes: Sequence[Axes] | None = None) -> tuple[Axes, ..
     - Bottom: the shares of the squared Jacobian that pass through the skip and through the branch, and the size of
       their cross term.  Markers are hollow where the cross term is negative.
 
-    Writes whose names differ only in numbers, such as "h.0.mlp" and "h.1.mlp", are one curve.  All vertical scales are
-    logarithmic.  Bands are 95 % intervals, where standard errors are known.
+    Branches whose names differ only in numbers, such as "h.0.mlp" and "h.1.mlp", share one curve.  All vertical scales
+    are logarithmic.  Bands are 95 % intervals, where standard errors are known.
 
     Arguments:
         data: A `gradscope.Residual`, or its frame.

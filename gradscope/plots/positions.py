@@ -34,11 +34,12 @@ def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes 
         ax: Where to draw; a new figure by default.
 
     In a heat map, values of exactly zero are gray, and values below a millionth of the largest one have the darkest
-    color.  In curves over the lag, circles at the left end are the first source positions, which no lag includes.
+    color.  In curves over the lag, circles at the left end show the first source positions, which ``lag_profile()``
+    leaves out of the lags.
 
     Raises:
-        ValueError: The frame has no GSC by position or lag, or no layer of that name, or a heat map would have several
-            layers.
+        ValueError: The frame has no GSC by position or lag, or no layer of that name, or several layers are chosen for
+            a heat map.
 
     >>> import torch, gradscope as gs
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm((3, 4)), torch.nn.Linear(4, 2))

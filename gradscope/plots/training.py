@@ -60,7 +60,7 @@ def evolution(
     Arguments:
         data: A `gradscope.Monitor`, its frame, or a list of these (networks that differ in their seeds).
         quantity: "gsc" (to the last target), "gradient_norm", "weight_norm", ...
-        limits, colorbar, ax: As in `gradscope.plots.matrix`; by default, limits are symmetric only for GSC.
+        limits, colorbar, ax: As in `gradscope.plots.matrix`, but default limits are symmetric about 0 for GSC only.
 
     Raises:
         ValueError: The frame lacks a column or rows of that quantity, all of them are zero or not finite, or networks
@@ -183,15 +183,15 @@ def learning(metrics: Any, quantity: str, *, hue: str | None = None, ax: Axes | 
     """Axes with a training metric against steps: the mean over seeds, with bands of one standard deviation.
 
     Arguments:
-        metrics: A frame, or a dict from names of networks to frames.  Its columns are ``step``, the one named by
-            ``quantity`` (null where not recorded), and the one named by ``hue``.
+        metrics: A frame, or a dict from names of networks to frames.  A frame has the columns ``step``, the one that
+            ``quantity`` names (null at steps without a value), and the one that ``hue`` names.
         quantity: The metric, such as "train_loss".
         hue: The column that determines the color; by default the text column whose values vary, such as ``model``.
         ax: Where to draw; a new figure by default.
 
     Raises:
-        ValueError: A column is missing, the column named by ``quantity`` contains only nulls, or a curve has two values
-            at one step of a seed.
+        ValueError: A column is missing, the column that ``quantity`` names contains only nulls, or a curve has two
+            values for the same step and seed.
 
     >>> metrics = pd.DataFrame({"step": [1, 2], "train_loss": [2.0, 1.0], "model": "tanh"})
     >>> learning(metrics, "train_loss").get_ylabel()

@@ -93,10 +93,10 @@ def rates(data: Any, *, ax: Axes | None = None) -> Axes:
     shrinks.
 
     Arguments:
-        data: A `gradscope.Growth`, or a dict from names of networks to growths.  Or anything that `profile` draws, from
-            which growth is computed.  Or a frame with one row per network and the columns ``network``, ``rate``,
-            ``rate_low``, ``rate_high`` and ``verdict``, as in `gradscope.Growth`.  An optional column ``theory`` holds
-            mean-field rates or nulls.
+        data: A `gradscope.Growth`, or a dict from names of networks to growths.  Or anything that `profile` accepts as
+            ``data``; the growth is then computed from it.  Or a frame with one row per network and the columns
+            ``network``, ``rate``, ``rate_low``, ``rate_high`` and ``verdict``, as in `gradscope.Growth`.  An optional
+            column ``theory`` of this frame holds mean-field rates or nulls.
         ax: Where to draw; a new figure by default.
 
     >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}

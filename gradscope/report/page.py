@@ -74,7 +74,8 @@ def report(
         loss_fn: As for `gradscope.measure`: ``data`` is then a pair (inputs, labels), and the table of layers also
             has statistics of gradients.
         matrix: Whether to measure GSC of all pairs of layers.
-        check, compare: Whether to run `gradscope.check` and `gradscope.compare`; or what an earlier call returned.
+        check, compare: Whether to run `gradscope.check` and `gradscope.compare`.  Instead of True, you can give what an
+            earlier call of the function returned.
         monitor: A `Monitor`, or its frame.  The page then shows GSC during training and the warnings.
         title: Title of the page; by default it contains the name of the model's class.
 

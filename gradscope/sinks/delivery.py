@@ -99,10 +99,10 @@ class Sinks:
     """Sends named values to all sinks (trackers or files) of a run; a sink that fails never stops the training.
 
     Arguments:
-        targets: A list of sinks.  A sink is one of `gradscope.sinks`, or your own object with ``write(step, values)``
-            and optionally ``close(error)``; an object with ``log(values, step=)``, such as a run of wandb or trackio;
-            an object with ``log_metrics(values, step=)``, such as the module mlflow with an active run, or a logger of
-            Lightning; or a ``SummaryWriter``.
+        targets: A list of sinks.  A sink is one of `gradscope.sinks`, a ``SummaryWriter``, or any object with one of
+            these methods: ``write(step, values)``, for your own class, which may also have ``close(error)``;
+            ``log(values, step=)``, which a run of wandb or trackio has; ``log_metrics(values, step=)``, which a logger
+            of Lightning has, and the module mlflow (with an active run).
 
     An exception in a sink causes one `SinkWarning`.  After three failures in a row the sink is given up.  Only sinks
     with ``write`` are closed by `close`; the caller closes other objects.
@@ -151,8 +151,8 @@ class Sinks:
 def values_of(frame: pd.DataFrame) -> dict[str, float]:
     """Return a dict of the numbers in a monitor record, with names ``log10_gsc/layer`` and ``quantity/layer``.
 
-    For attention heads, there is one number per layer: the smallest relative entropy of its heads, and for other
-    quantities the largest value.
+    If a quantity has one value per attention head, there is one number per layer: the largest value of its heads, or
+    for ``relative_attention_entropy`` the smallest.
 
     >>> import gradscope as gs
     >>> gs.sinks.values_of(gs.frames.observed("gradient_norm", 0.5, layer="conv1"))

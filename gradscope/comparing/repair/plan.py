@@ -58,38 +58,42 @@ def repair(
     """Return factors for the weights of all units, with which local GSC and the lengths of outputs reach their goals.
 
     A unit is a part of the network, such as a layer or a residual block.  Its local GSC is that of its input f_k with
-    respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2.  Its factor multiplies the weights of its last linear
-    map or normalization.  In a unit with residual additions x + f(x), the factor multiplies these weights of every
-    branch f; skips are not scaled.  Biases beside a weight matrix are not scaled.  A unit without such weights is
-    treated as a part of the unit before it.
+    respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2.  The factor of a unit multiplies the weights of the
+    last linear map or normalization in the unit.  If the unit has residual additions x + f(x), it multiplies the
+    weights of the last linear map or normalization in every branch f; skips are not scaled.  Biases beside a weight
+    matrix are not scaled.  A unit without such weights is treated as a part of the unit before it.
 
     One factor cannot set both local GSC and length, so local GSC comes first.  If a factor between 1/1024 and 1024
-    brings it to its goal, this factor is chosen.  Otherwise, all factors qualify that bring it to within half the
-    ``margin`` of the best possible value.  Of these, the factor with the best length is chosen.  For example, no factor
-    changes local GSC in a ReLU network without biases.  The length alone then decides, which gives the initialization
-    of He.
+    brings local GSC to its goal, this factor is chosen.  Otherwise, every factor qualifies with which local GSC is
+    within half the ``margin`` of the best value that any factor gives.  Of these factors, the one with the best length
+    is chosen.  For example, no factor changes local GSC in a ReLU network without biases.  The length alone then
+    decides, which gives the initialization of He.
 
     Arguments:
         model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
         data: One batch, as for `gradscope.gsc`, for which the factors are computed.
         goal: Goal for the local GSC of every unit; or {unit: goal}, where all other units have the goal 1.
-        length: Goal for the root mean square of every unit's output: a number; "input" for that of the first layer,
-            which is the input or the embedding; or None for no goal.
-        margin: Relative deviation from the goal of local GSC that is allowed; 2 % as for growth rates.
-        fresh: Other data, on which local GSC before and after is measured: one batch, or a loader or list of batches.
-            At least ten samples are needed, or ten batches if samples influence each other.
+        length: Goal for the root mean square of every unit's output: a number, or None for no goal.  Or "input" for the
+            root mean square of the first of the ``layers``, usually the input or the embedding of tokens.
+        margin: Relative deviation of local GSC up to which its goal counts as reached; 2 %, as for growth rates.
+        fresh: Other data, on which local GSC is measured before and after the repair: one batch, or a loader or list of
+            batches.  At least ten samples are needed, or ten batches if samples influence each other.
         forward, generator: As for `gradscope.gsc`.
-        layers: Layers between which local GSC is measured, and through which all paths pass.  Default: the units.
-        probes: Per unit: ``"exact"``, a number, or ``"auto"``: exact up to 128 cotangents, otherwise 40 probes.
+        layers: Layers between which local GSC is measured.  Every path from input to output must pass through each of
+            them.  Default: the units.
+        probes: Per unit: ``"exact"``, a number of random probes, or ``"auto"``: exact if a whole basis has at most 128
+            cotangents, otherwise 40 probes.
         progress: Called with the fraction of the units that is done.
 
     Returns:
-        A `Repair`: ``print`` it, then call ``apply()``, and perhaps ``undo()``.  With ``fresh``, its intervals are for
-        the population of these data.  Without ``fresh``, they are for ``data`` alone, measured with new probes.  With
-        probability 95 %, all intervals contain the true values.  Several processes that hold one model (sharded, or
-        replicas of DDP) must all call `repair` with the same data, and get the factors of the first process.
+        A `Repair`: ``print`` it, then call ``apply()``, and perhaps ``undo()``.  It holds 95 % intervals of local GSC
+        after the repair, which are simultaneous for all units.  With ``fresh``, they are for the population from which
+        ``fresh`` was drawn.  Without ``fresh``, they are for ``data`` alone, and measured with new probes.
 
-    Cost: 4 to 30 measurements per unit.  Each runs the whole forward pass, and pulls the cotangents through one unit.
+        Several processes that hold one model (shards, or replicas of DDP) must all call `repair` with the same data.
+        They all get the factors of the first process.
+
+    Cost: 4 to 30 measurements per unit.  Each runs the whole forward pass, and the backward passes through this unit.
 
     Raises:
         ValueError: No unit has weights to scale, an argument is invalid, or ``fresh`` is too small for an interval.

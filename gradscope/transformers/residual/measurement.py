@@ -163,7 +163,7 @@ def residual(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Residual:
-    """Return what is added to the residual stream at each sum x + f(x), and the gradient through skip and branch.
+    """Return what each sum x + f(x) adds to the residual stream, and the gradient's shares through skip and branch.
 
     A residual addition is a sum of two tensors of one shape: the write f is computed from a tensor x, and the skip is x
     or a simple function of x.  A skip is x itself ("identity"), x times a number or parameter ("scaled"), or x after
@@ -175,8 +175,8 @@ def residual(
     - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).
     - ``write_ratio``: sqrt(q(f) / q(x)).  ``write_cosine``: mean(x f) / sqrt(q(x) q(f)).
     - ``sum_largest``, ``sum_p99``: largest and 99th percentile of |x + f|, divided by its root mean square.
-      ``sum_kurtosis``: mean(d^4) / mean(d^2)^2 of the deviations d from the mean entry.  These three are computed for
-      each sample and averaged.
+      ``sum_kurtosis``: mean(d^4) / mean(d^2)^2 with d the deviation of an entry from the mean of all.  These three are
+      computed for each sample and averaged.
     - ``outlier_channel``: channel of the entry that is largest relative to the root mean square of its sample.
     - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F, each divided by |S + W|_F^2.
       S and W are the Jacobians of the target with respect to x through the skip and through the branch.  The three
@@ -184,8 +184,9 @@ def residual(
       S^T v = v_out and W^T v = v_x - v_out.
 
     Arguments:
-        model, data, forward, target, loss_fn: As for `gradscope.gsc`.  A stream is measured to its end.
-        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact up to 128, otherwise 40.
+        model, data, forward, target, loss_fn: As for `gradscope.gsc`.  All batches of a stream are measured.
+        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact if a whole basis has at most
+            128 cotangents, otherwise 40 random ones.
         channel_dim: Dimension of the channels.  Default: 1 for four or more dimensions (images), otherwise the last.
         generator: Source of the probes.  Default: a fixed seed.
         progress: Called with the fraction of the backward passes of the current batch that is done.
@@ -194,8 +195,8 @@ def residual(
         A `Residual`.  Standard errors over samples are unknown (None) for fewer than 30 samples, or if samples
         influence each other.
 
-    Cost: one forward pass, and one backward pass per cotangent.  A second backward pass through a branch is needed if x
-    reaches the target in other ways than by this sum (parallel branches, long connections), and in half precision.
+    Cost: one forward pass, and one backward pass per cotangent.  In half precision, every branch needs a second one.
+    So does a branch whose x also reaches the target in another way than by the sum (parallel branches, long skips).
 
     Raises:
         ValueError: No residual addition lies between input and target, batches of a stream have different additions,
