@@ -142,9 +142,6 @@ def main(arguments: list[str] | None = None) -> None:
         frame, errors = pd.DataFrame(rows), pd.DataFrame(parts)
         covered = pd.DataFrame([row for cell in cells for row in cell])
     errors["ratio"] = errors["independent"] / errors["paired"]
-    covered = pd.DataFrame(
-        [row for name, kind in CELLS for row in coverage(name, kind, seed, num_batches)]
-    )  # fmt: skip
     counts = frame.groupby("kind", sort=False)["right"].agg(pairs="count", right="sum").reset_index()
     ratios = errors.groupby("kind", sort=False).agg(
         paired=("paired", "median"), independent=("independent", "median"), ratio=("ratio", "median"),
