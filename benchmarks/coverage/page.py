@@ -44,10 +44,10 @@ these cells, the coverage is below 93 % by more than chance (level 1 %): {named}
 
 The interval averages over several models of log GSC. Their prior [weights](../../docs/glossary.md#coefficients) were
 chosen on simulated random walks and on networks of width 50. Some definitions changed after results had been seen.
-After 48 networks per cell, the spread between networks and the true rate were defined anew. After 200, this was done
-for the rate of several networks, and for the rows next to the target that are left out. Networks that were measured
-later had no influence on the method. Intervals from these later networks cover {fresh1:.1%} for single networks,
-{fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
+After 48 networks per cell, the spread between networks and the true rate were defined anew. After 200 networks per
+cell, the rate of several networks was defined anew, and so were the rows next to the target that are left out. Networks
+that were measured later had no influence on the method. Intervals from these later networks cover {fresh1:.1%} for
+single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
 
 **The interval of a single network cannot be ideal.** In some kinds of networks, the curve of log GSC returns to its
 mean; in others, each network has a slope of its own. A ratio of variances between networks tells the kinds apart: the
