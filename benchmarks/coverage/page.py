@@ -17,8 +17,8 @@ TEXT = """
 # What are intervals and verdicts worth?
 
 The 95 % interval of a [growth rate](../../docs/glossary.md#coefficients) contains the true rate in {coverage:.1%} of
-the cases, on average over {cells} cells, which are defined below. In cells that were not used to tune the method, the
-share is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
+the cases. This is the average over {cells} cells, which are defined below. In cells that were not used to tune the
+method, the share is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
 
 Each cell has {measured} networks. The standard error of a cell's coverage is therefore about {error:.1%} for single
 networks. For groups it is {error4:.1%} or more, because there are fewer groups, and groups share networks. Everything
@@ -26,54 +26,58 @@ was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
 
 ## How well do intervals hold?
 
-A cell combines a kind of network, all rows or ten rows of its profile, one of five choices of probes, and groups of
-one, four or eight networks. There are 54 kinds of networks: six architectures, depths of 20, 50 and 100, widths of 50,
-100 and 400. The true rate is the rate of all networks of the cell together, from exact Jacobians. The ideal interval
-has a half-width of 1.96 standard deviations of ln rate between networks (or groups). All numbers are in
+A cell combines four choices: a kind of network, all rows or ten rows of its profile, one of five choices of probes, and
+groups of one, four or eight networks. There are 54 kinds of networks: six architectures, depths of 20, 50 and 100,
+widths of 50, 100 and 400. The true rate is the rate of all networks of the cell together, from exact Jacobians. The
+ideal interval has a half-width of 1.96 standard deviations of ln rate between networks (or groups). All numbers are in
 [growth.csv](growth.csv).
 
-In the table, "decided" is the share of verdicts other than "undecided", and "wrong" the share of verdicts that are
-decided and differ from the verdict for the true rate.
+Each row of the table is about all cells of one architecture. "width / ideal" is the median width of the intervals of a
+cell, divided by the width of the ideal interval. "decided" is the share of verdicts other than "undecided". "wrong" is
+the share of verdicts that are decided but differ from the verdict for the true rate.
 
 {architectures}
 
 The median width over all cells is {width:.2f} times the ideal one. The coverage is below 93 % in {below} of {cells}
-cells. If every interval held with probability 95 %, chance alone would put about {expected:.0f} cells below 93 %. Cells
-whose coverage is below 93 % by more than chance (level 1 %): {named}.
+cells. If every interval held with probability 95 %, chance alone would put about {expected:.0f} cells below 93 %. In
+these cells, the coverage is below 93 % by more than chance (level 1 %): {named}.
 
 The interval averages over several models of log GSC. Their prior [weights](../../docs/glossary.md#coefficients) were
-chosen on simulated random walks and on networks of width 50. Some definitions changed after results had been seen. The
-spread between networks and the true rate were defined anew after 48 networks per cell. The rows that are left out next
-to the target, and the rate of several networks, were defined anew after 200. Networks that were measured later had no
-influence. Intervals from these later networks cover {fresh1:.1%} for single networks, {fresh4:.1%} for groups of four,
-and {fresh8:.1%} for groups of eight.
+chosen on simulated random walks and on networks of width 50. Some definitions changed after results had been seen.
+After 48 networks per cell, the spread between networks and the true rate were defined anew. After 200 networks per
+cell, the rate of several networks was defined anew, and so were the rows next to the target that are left out. Networks
+that were measured later had no influence on the method. Intervals from these later networks cover {fresh1:.1%} for
+single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
 
 **The interval of a single network cannot be ideal.** In some kinds of networks, the curve of log GSC returns to its
-mean; in others, each network has a slope of its own. Consider the total change over the fitted rows, and divide its
-variance by the variance that independent changes from row to row would give. This ratio runs from {long_low:.2f}
-({long_low_where}) to {long_high:.2f} ({long_high_where}). A single curve hardly shows the ratio: the changes of
-neighboring rows correlate by 0.1 or less, and the standard error of such a correlation is 0.14 for 49 changes and 0.33
-for nine. Without knowing the ratio, an interval must be wide enough for the largest one. If it covers 93 % of the
-networks with the largest ratio, it is at least {limit:.2f} times as wide as the ideal one for networks with the
-smallest ratio.
+mean; in others, each network has a slope of its own. A ratio of variances between networks tells the kinds apart: the
+variance of the total change over the fitted rows, divided by the sum of the variances of the changes from row to row.
+If these changes were independent, the ratio would be 1. It runs from {long_low:.2f} ({long_low_where}) to
+{long_high:.2f} ({long_high_where}). A single curve hardly shows the ratio. The changes of neighboring rows correlate by
+0.1 or less, and the standard error of such a correlation is 0.14 for 49 changes and 0.33 for nine. So every interval
+must be wide enough for the largest ratio. If it covers 93 % of the networks with the largest ratio, it is at least
+{limit:.2f} times as wide as the ideal one for networks with the smallest ratio.
 
-Three other sets of prior weights were tried on the first 48 networks. With them, the median width fell by up to 6 %,
-but the coverage of ReLU networks with batch normalization fell by up to 2 %. Groups of eight networks do not have this
-problem, because their interval rests on the spread between networks and needs no model of log GSC.
+Three other sets of prior weights were tried on the first 48 networks of each kind. With them, the median width of
+intervals fell by up to 6 %, but the coverage of ReLU networks with batch normalization fell by up to 2 %. Groups of
+eight networks need no prior weights: their interval rests on the spread between networks, and not on a model of log
+GSC.
 
-If all networks of a group have the same decided verdict, the group must have this verdict, too. This failed in
-{weaker} of {common} such groups, among 1,000 random groups of 2 to 12 networks.
+If all networks of a group have the same decided verdict, the group must have this verdict, too. Among 1,000 random
+groups of 2 to 12 networks, {common} had such a common verdict. Of these groups, {weaker} had another verdict as a
+group.
 
 ## How often is each verdict given?
 
-A straight line was added to the profiles of log GSC from exact Jacobians, such that the rate of all networks of a kind
-together is the true rate of the table. The table has means over the 54 kinds of networks;
+The rate of a network is a result, so it cannot be chosen. Therefore the profiles of log GSC, from exact Jacobians, were
+turned: a straight line was added to all profiles of one kind of network. Its slope makes the rate of all these networks
+together equal to the true rate in the table. The table has means over the 54 kinds of networks;
 [characteristics.csv](characteristics.csv) has each kind.
 
 {characteristics}
 
-The worst cell has {worst:.1%} wrong verdicts ({worst_where}). The number of cells in which the share of wrong verdicts
-is above 2.5 % by more than chance (level 1 %) is {beyond}.
+The cell with the most wrong verdicts has {worst:.1%} ({worst_where}). The number of cells in which the share of wrong
+verdicts is above 2.5 % by more than chance (level 1 %) is {beyond}.
 
 ## Which faults are found?
 
@@ -82,19 +86,20 @@ describes them.
 
 ## How well do intervals of other quantities hold?
 
-[estimates.csv](estimates.csv) has the coverage of `python -m benchmarks.coverage --part estimates`, and
-[transformers.csv](transformers.csv) that of GSC by position; [estimates](../../docs/estimates.md) and
-[transformers](../../docs/transformers.md) describe them.
+[estimates.csv](estimates.csv) has the coverage of the intervals of other quantities, measured by `python -m
+benchmarks.coverage --part estimates`; [estimates](../../docs/estimates.md) describes it.
+[transformers.csv](transformers.csv) has the coverage for GSC by position; [transformers](../../docs/transformers.md)
+describes it.
 
 ## Are coordinate checks right?
 
-[scaling.csv](scaling.csv) has the verdicts of `python -m benchmarks.scaling`; [benchmarks](../../benchmarks/README.md)
-describes the networks.
+[scaling.csv](scaling.csv) has the verdicts of the coordinate checks in `python -m benchmarks.scaling`;
+[benchmarks](../../benchmarks/README.md) describes the networks.
 
 ## Are repairs on target?
 
-[repairs.csv](repairs.csv) has every unit of 15 kinds of networks; [benchmarks](../../benchmarks/README.md) describes
-the campaign `python -m benchmarks.repairs`.
+[repairs.csv](repairs.csv) has the results of `gs.repair` for every unit of 15 kinds of networks;
+[benchmarks](../../benchmarks/README.md) describes the campaign `python -m benchmarks.repairs`.
 """
 
 
