@@ -154,7 +154,7 @@ def _theory(
     if narrow := [r.width for r in reading.layers if r.spec.norm == "batch" and reading.batch_size > r.width / 2]:
         warnings.warn(
             f"Batch normalization of {reading.batch_size} samples at width {narrow[0]}: theory assumes infinite width "
-            "and predicts too large a rate for such a batch.",
+            "and is less accurate for such a batch.",
             stacklevel=stacklevel(),
         )
     measured = np.array([spec.weight_variance for spec in specs])
