@@ -266,8 +266,8 @@ mean square as the input of the network. The factors are computed from {data.bat
 standard network has weights of variance 1 / fan_in everywhere (LeCun).
 
 All networks learn the digits of scikit-learn by SGD with momentum 0.9. A run has {measurement.steps} steps with batches
-of {measurement.train_batch_size}, which are the same for the bad, the repaired and the standard network. For each
-network and seed, we try the learning rates {measurement.learning_rates} and report the run with the lowest training
+of {measurement.train_batch_size}, which are the same for the bad, the repaired and the standard network. For each of
+these and each seed, we try the learning rates {measurement.learning_rates} and report the run with the lowest training
 loss. A quarter of the digits is held out for the test accuracy.
 """,
     how_sure="""

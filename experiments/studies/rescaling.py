@@ -249,7 +249,7 @@ STUDY = Study(
     answer=answer,
     use="""
 Detect exploding gradients with GSC, not with the norms of gradients. Compare gradient norms only between networks whose
-layers have the same scale.
+layers have outputs of the same scale.
 """,
     method="""
 A ReLU network without normalization (depth {model.depth}, width {model.width}, a linear head for {model.out_features}

@@ -201,7 +201,7 @@ def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
             own, change = (_part(_part(values, "model", model), "layer", layer) for values in (logarithms, moved))
             ends = [means.geometric_mean(10**row) for row in own.iloc[[0, -1]].to_numpy()] if len(own) else []
             rows[-1] += [*ends, f"{means.mean(change.iloc[-1]):+}"] if len(own) else ["", "", ""]
-    words = ("before", "after", "change of log10")
+    words = ("before", "after", "change of log10 GSC")
     return table(["unit", *(f"{_name(model)}: {word}" for model in models for word in words)], rows)
 
 

@@ -172,8 +172,8 @@ STUDY = Study(
     answer=answer,
     use="""
 Scale the initial weights that write into the residual stream by 1 / sqrt(2 depth), as
-`gs.models.GPT(residual_scale="depth")` does. GSC then stays near 1 at all measured depths, and varies least from
-network to network.
+`gs.models.GPT(residual_scale="depth")` does. GSC then stays near 1 at all measured depths, and varies less between
+networks than without this scaling.
 """,
     method=f"""
 `gs.models.GPT` has width {{model.width}}, {{model.heads}} heads, GELU, LayerNorm, weights of variance 1 / fan_in, no

@@ -80,7 +80,7 @@ def details(collected: Collected) -> str:
     larger = ", ".join(f"{numbers.rate(frame, *SIGMOID, scale).value:.3f} for {scale**2} / n" for scale in SCALES)
     inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
-        f"Factor per layer of the sigmoid network with larger weight variance: {larger}.\n\n"
+        f"Factor per layer of the sigmoid network, by its weight variance: {larger}.\n\n"
         f"Rate, mean field and verdict are those of GSC:\n\n{_network_table(frame)}\n\n"
         f"The chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
     )
@@ -88,7 +88,7 @@ def details(collected: Collected) -> str:
 
 def _quarter(frame: pd.DataFrame) -> Claim:
     factor = numbers.rate(frame, *SIGMOID)
-    says = "In a sigmoid network, each layer shrinks the gradient norm to a quarter or less, on average over layers"
+    says = "In a sigmoid network, the gradient norm shrinks to a quarter or less per layer, on average over layers"
     because = f"factor per layer: {factor}; mean field: {numbers.in_theory(1):.4f}; bound: {SLOPE:g}"
     return Claim(says, factor.below(SLOPE), because)
 
