@@ -203,8 +203,8 @@ Plain networks are fully connected and have no skip connections. They have depth
 {{model.width}}. The name relu+batch, for example, means ReLU with batch normalization. We use {{data.batch_size}}
 samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
 
-- **GSC** from every layer to the output is computed exactly. Its growth rate per layer is fitted over the half of the layers
-  nearer the output. A network **explodes** if the 95 % interval of the rate lies above {1 + MARGIN:g}. A
+- **GSC** from every layer to the output is computed exactly. Its growth rate per layer is fitted over the half of the
+  layers nearer the output. A network **explodes** if the 95 % interval of the rate lies above {1 + MARGIN:g}. A
   network **vanishes** if the interval lies below {1 - MARGIN:g}. It does **neither** (the figure says "stable") if the
   interval lies between {1 - MARGIN:g} and {1 + MARGIN:g}. Otherwise the verdict is **undecided**.
 - **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
