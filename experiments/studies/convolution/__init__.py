@@ -49,7 +49,7 @@ def details(collected: Collected) -> str:
         "the distance:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
         f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. {winner} contributes more to "
-        "how training lowers the relative change of the AlexNet."
+        "the decrease of the relative change of the AlexNet by training."
     )
 
 
@@ -65,7 +65,7 @@ images. Statistics of CIFAR-10 depend on the position, so a network may use the 
 For input X, kernel W, stride s, dilation d, padding p and the gradient G = dL/dY of the output, the gradients are
 
 - kernel: dL/dW[k, c, u, v] = sum over n, i, j of G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p];
-- input: dL/dX is the correlation of G, with s - 1 zeros put between its entries, with the flipped kernel;
+- input: put s - 1 zeros between the entries of G, then correlate the result with the flipped kernel;
 - bias: the sum of G over images and positions;
 - average pooling of m pixels: each pixel of a window receives G / m;
 - max pooling: the largest pixel of a window receives G.
@@ -97,9 +97,9 @@ mirrored at random but not shifted. The {{data.batch_size}} measured images are 
 
 **Stationarity** is measured on gray values of {{measurement.num_images}} images. Images are stationary if their
 statistics are the same at all positions. We measure how much the mean and the variance of a pixel differ between
-positions. In stationary images, the covariance of two pixels depends only on the displacement between them. Over all
-pairs of pixels, covariances have a variance. We measure which fraction of this variance the displacement explains; for
-correlations, too. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
+positions. In stationary images, the covariance of two pixels depends only on the displacement between them. We take the
+covariances of all pairs of pixels and measure which fraction of their variance the displacement explains. We do the
+same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
 positions is divided by 1 - r.
 
 Every squared deviation in these variances is a product of two estimates, one from each half of the images. Their

@@ -80,12 +80,12 @@ def pooling(frame: pd.DataFrame) -> list[Claim]:
         _lower(
             "Max pooling lowers the change of a map under a shift by one pixel",
             of_max / full,
-            "change of the pooled / full map",
+            "change of the pooled map / of the full map",
         ),
         _lower(
             "Average pooling lowers the change of a map more than max pooling",
             of_mean / of_max,
-            "change after average / max pooling",
+            "change after average pooling / after max pooling",
         ),
     ]
 
@@ -147,7 +147,7 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
     says = "Exploratory: training increases the distance between outputs more than it lowers the change under a shift"
-    because = f"factor of the distance by training, times factor of the change by training: {found}; claimed: above 1"
+    because = f"product of the factors by which training multiplies distance and change: {found}; claimed: above 1"
     return Claim(says, found.above(1), because)
 
 

@@ -87,7 +87,8 @@ def reliable(alarms: Alarms) -> list[Claim]:
 def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str = "") -> Claim:
     least, best = alarms.announced(sure), alarms.announced(perhaps)
     holds = verdict(least.most is True, best.most is False)
-    return Claim(says, holds, f"{least} announced{what}; announced by reliable or undecided signals: {best}")
+    because = f"{least} announced by reliable signals{what}; announced by reliable or undecided signals: {best}"
+    return Claim(says, holds, because)
 
 
 def warned_by(alarms: Alarms, limit: float, but: str = "") -> tuple[pd.Series, pd.Series]:
