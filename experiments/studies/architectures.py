@@ -54,13 +54,11 @@ def claims(collected: Collected) -> list[Claim]:
         made.append(Claim(f"{_name(model)} {says}", holds, because))
     for model in (*STABLE, *EXPLODING):
         kept, last = _kept(frame, model), geometric_mean(_errors(frame, model).iloc[:, -1])
-        says, holds, limit = "stays nonlinear", kept.above(KEPT), f"nonlinear: above {KEPT:g}"
+        says, holds, limit = "stays nonlinear", kept.above(KEPT), f"nonlinear: ratio above {KEPT:g}"
         if model in STABLE:
             says, holds = "is nearly linear over the data", kept.below(KEPT)
-            limit = f"nearly linear: below {KEPT:g}"
-        because = (
-            f"linear fit error of the last layer: {last}; divided by the error of the first layer: {kept}; {limit}"
-        )
+            limit = f"nearly linear: ratio below {KEPT:g}"
+        because = f"linear fit error of the last layer: {last}; ratio to the error of the first layer: {kept}; {limit}"
         made.append(Claim(f"The last layer of {_name(model)} {says}", holds, because))
     return [*made, _as_a_whole(frame, growth), _unseen(frame, growth)]
 
@@ -145,7 +143,7 @@ def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     most = max(set(growth) - set(exploding), key=lambda model: found[model].value)
     least = min(exploding, key=lambda model: found[model].value)
     holds = verdict(found[most].high < found[least].low, found[most].low > found[least].high)
-    because = "the largest nonlinearity coefficient (NLC) of networks not shown to explode is "
+    because = "the largest nonlinearity coefficient (NLC; 1 for an affine map) of networks not shown to explode is "
     because += f"{found[most]}, for {_name(most)}; the smallest NLC of exploding networks is {found[least]}, for "
     because += _name(least)
     return Claim(says, holds, because)
@@ -205,12 +203,12 @@ Plain networks are fully connected and have no skip connections. They have depth
 {{model.width}}. The name relu+batch, for example, means ReLU with batch normalization. We use {{data.batch_size}}
 samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
 
-- **GSC** from every layer to the output is exact. Its growth rate per layer is fitted over the half of the layers
-  nearer the output. A network **explodes** if the 95 % interval of the rate lies above {1 + MARGIN:g}. A
+- **GSC** from every layer to the output is computed exactly. Its growth rate per layer is fitted over the half of the
+  layers nearer the output. A network **explodes** if the 95 % interval of the rate lies above {1 + MARGIN:g}. A
   network **vanishes** if the interval lies below {1 - MARGIN:g}. It does **neither** (the figure says "stable") if the
   interval lies between {1 - MARGIN:g} and {1 + MARGIN:g}. Otherwise the verdict is **undecided**.
 - **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
-  pre-activation has the rarer sign. If either number is small, the layer may be nearly linear over the data. If sign
+  pre-activation has the rarer sign. If one of the two is small, the layer may be nearly linear over the data. If sign
   diversity is below {COLLAPSED:g}, we say that the data **collapse**.
 - **Linear fit error**: for each neuron, a line is fitted to the output of the nonlinearity as a function of its input.
   The error is the fraction of the variance that the lines do not explain. The last layer is **nearly linear** if its
@@ -219,11 +217,11 @@ samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
   larger for functions that are farther from linear. Many nearly linear layers can form a function that is far from
   linear, so NLC and linear fit error may disagree.
 
-The results that we expect (claims) are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
+The claims are results that we expect according to G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations, not corrected for multiple comparisons. Means of linear
-fit errors and of NLC are geometric means. The rates hold for this depth and width and for Gaussian noise. The study
+fit errors and of NLC are geometric means. The rates are for this depth and width and for Gaussian noise. The study
 [depth_width](depth_width.md) varies depth and width. The sweep `architectures_cifar10`
 ([results](../../results/README.md)) uses images. No network is trained.
 """,

@@ -42,7 +42,8 @@ def claims(collected: Collected) -> list[Claim]:
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
         says = f"After {POOLED[pooling]}, a map changes less under a shift by {shift} {pixels}"
-        made.append(Claim(says, found.below(1), f"factor (pooled / full): {found}"))
+        because = f"factor (change of the pooled map / change of the full map): {found}; claimed: below 1"
+        made.append(Claim(says, found.below(1), because))
     for pooling in POOLINGS:
         ratio = fading(frame, pooling)
         says = f"{POOLED[pooling].capitalize()} helps less for shifts by {LAST} pixels than for shifts by {FIRST} pixel"
@@ -85,9 +86,9 @@ def answer(collected: Collected) -> str:
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
         f"If the image is shifted by {FIRST} pixel, pooling multiplies the change of a feature map by {first}; if the "
-        f"image is shifted by {LAST} pixels, by {last}. At the larger shift, the benefit of pooling is "
-        f"{less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still changes the map by {values} of the "
-        f"distance between the maps of two images, so the map is {nearly} invariant (limit: {SMALL:g})."
+        f"image is shifted by {LAST} pixels, by {last}. Compared with {FIRST} pixel, the benefit of pooling at {LAST} "
+        f"pixels is {less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still changes the map by {values} "
+        f"times the distance between the maps of two images, so the map is {nearly} invariant (limit: {SMALL:g})."
     )
 
 
@@ -146,16 +147,19 @@ response to large shifts. For shifts by one pixel, prefer average pooling. Subsa
 {{data.batch_size}} images of CIFAR-10 are shifted to the right by {", ".join(map(str, SHIFTS))} pixels. Missing pixels
 are filled by mirroring the image. We measure the maps after the first two ReLUs of an AlexNet B at initialization: the
 full map, every second pixel of every second row (**subsampling**), and the map after {WINDOW} x {WINDOW} max or average
-pooling with stride {WINDOW}. The **change** of a map under a shift is divided by the distance between the maps of two
-images. Both are root mean squares over images. A **factor** is the change of the pooled or subsampled map, divided by
-the change of the full map. For each seed, we take the geometric mean over both ReLUs. For each kind of pooling, the
-intervals of all shifts hold jointly (Bonferroni).
+pooling with stride {WINDOW}.
+
+- The **change** of a map is its difference before and after the shift of the image, divided by the distance between the
+  maps of two images. Difference and distance are root mean squares over images.
+- A **factor** is the change of the pooled or subsampled map, divided by the change of the full map. For each seed, we
+  take the geometric mean over the maps of both ReLUs.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals of the logarithm over {num_seeds} seeds. Each seed draws other weights and
-other images. The networks are not trained. The study [convolution](convolution.md) measures pooled maps after training.
-A shift of the image moves the second map by half as many pixels, because the first pooling halves the width. The factor
-for the smallest shift was known before this study.
+Intervals are 95 % Student's t intervals of the logarithm over {num_seeds} seeds. For each kind of pooling, the
+intervals of the factors at all shifts are simultaneous (Bonferroni). Each seed draws other weights and other images.
+The networks are not trained. The study [convolution](convolution.md) measures pooled maps after training. A shift of
+the image moves the second map by half as many pixels, because the first pooling of the network halves the width. The
+factor for the smallest shift was known before this study.
 """,
     claims=claims,
     answer=answer,
@@ -163,7 +167,7 @@ for the smallest shift was known before this study.
     captions={
         "pooling": "Change of two feature maps under a shift of the image, divided by the distance between the maps of "
         "two images. Third panel: change of the pooled map divided by that of the full map. Bars are 95 % intervals "
-        f"over seeds; in the third panel, those of all {len(SHIFTS)} shifts hold jointly. Points are shifted slightly "
-        "sideways.",
+        "over seeds; in the third panel, the intervals of each kind of pooling are simultaneous over all "
+        f"{len(SHIFTS)} shifts. Points are shifted slightly sideways.",
     },
 )

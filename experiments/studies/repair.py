@@ -203,8 +203,9 @@ def answer(collected: Collected) -> str:
     factors = listed(f"{ratio(frame, case, REPAIRED, BAD)} for {case}" for case in CASES)
     return (
         f"`gs.repair`, which rescales weights, lowers the training loss of {len(lower)} of {len(CASES)} badly "
-        f"initialized networks{raised}. The training loss with the repair, divided by that without, is {factors}. "
-        f"Repaired networks that are shown to train as well as with a standard initialization: {listed(same)}."
+        f"initialized networks{raised}. The training loss with the repair, divided by the loss without it, is "
+        f"{factors}. Networks that are shown to train as well after the repair as with a standard initialization: "
+        f"{listed(same)}."
     )
 
 
@@ -248,8 +249,8 @@ STUDY = Study(
     answer=answer,
     use="""
 If a deep network does not train, call `gs.repair(model, x)` ([repair](../repair.md)). In seconds, it reports by which
-factors to rescale the weights, and whether GSC and the root mean square of every unit then reach their goals. Compare
-the result with a standard initialization.
+factors to rescale the weights, and whether local GSC and the root mean square of the output of every unit then reach
+their goals. Compare the result with a standard initialization.
 """,
     method="""
 Four networks start from a bad initialization (depth {model.depth}, width {model.width}, {dtype}).
@@ -259,21 +260,21 @@ Four networks start from a bad initialization (depth {model.depth}, width {model
 - **transformer**: a pre-norm transformer that reads the 8 rows of a digit; its queries are 8 times too large.
 
 The repaired network is the same network after `gs.repair`, which multiplies the weights of every unit (layer or block)
-by a factor. The **local GSC** of a unit is GSC from its input to its output. Its goal is exp(1 / depth), so that GSC
-over all units is about e. A second goal is that the output of every unit has the same root mean square as the input of
-the network. The factors are computed from {data.batch_size} digits without labels. The standard network has weights of
-variance 1 / fan_in everywhere (LeCun).
+by a factor. The factors are chosen for two goals. The **local GSC** of a unit, that is, GSC from its input to its
+output, should be exp(1 / depth). Then GSC over all units is about e. The output of every unit should have the same root
+mean square as the input of the network. The factors are computed from {data.batch_size} digits without labels. The
+standard network has weights of variance 1 / fan_in everywhere (LeCun).
 
 All networks learn the digits of scikit-learn by SGD with momentum 0.9. A run has {measurement.steps} steps with batches
-of {measurement.train_batch_size}, which are the same for the bad, the repaired and the standard network. For each
-network and seed, we try the learning rates {measurement.learning_rates} and report the run with the lowest training
+of {measurement.train_batch_size}, which are the same for the bad, the repaired and the standard network. For each of
+these and each seed, we try the learning rates {measurement.learning_rates} and report the run with the lowest training
 loss. A quarter of the digits is held out for the test accuracy.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which draw weights, digits and the order of training.
-Differences and ratios are paired by seed. Their intervals hold jointly for the four networks (Bonferroni). Claims and
-constants were fixed before the reported seeds were run, after a trial with one other seed. The results are for small
-networks, few steps and one optimizer.
+Differences and ratios are paired by seed. Their intervals are simultaneous over the four networks (Bonferroni). Claims
+and constants were fixed before the reported seeds were run, after a trial with one other seed. The results are for
+small networks, few steps and one optimizer.
 """,
     claims=claims,
     figures=figures,

@@ -166,10 +166,10 @@ def answer(collected: Collected) -> str:
     if not all(claim.holds for claim in _identities(frame)):
         return "These runs give no answer, because an identity fails that must hold for rescaled networks."
     return (
-        f"No. The output of every layer can be rescaled, by a factor that changes by R = {most:g} per layer, without "
-        "changing the function of the network. Then the norm of the gradient grows toward the input by a factor of "
-        f"{_growth(frame, RESCALED, most)} per layer instead of {_growth(frame, PLAIN, most)}, but GSC and training "
-        "with rescaled learning rates stay the same."
+        "No. The outputs of the layers can be rescaled, with scales that grow toward the output by a factor of "
+        f"R = {most:g} per layer, without changing the function of the network. Then the norm of the gradient grows "
+        f"toward the input by a factor of {_growth(frame, RESCALED, most)} per layer instead of "
+        f"{_growth(frame, PLAIN, most)}, but GSC stays the same, and so does training with rescaled learning rates."
     )
 
 
@@ -249,19 +249,19 @@ STUDY = Study(
     answer=answer,
     use="""
 Detect exploding gradients with GSC, not with the norms of gradients. Compare gradient norms only between networks whose
-layers have the same scale.
+layers have outputs of the same scale.
 """,
     method="""
 A ReLU network without normalization (depth {model.depth}, width {model.width}, a linear head for {model.out_features}
 classes, {dtype}) is compared with a rescaled copy, for R = {measurement.factor}. In the copy, the output of the layer
 that is l layers before the logits is multiplied by R^-l. Because ReLU is positively homogeneous, only weights must
 change: the first weight matrix is multiplied by R^-L (L is the number of hidden layers), and every other one by R. The
-function stays the same. If R is a power of two, even the rounding stays the same.
+function of the network stays the same. If R is a power of two, even the rounding stays the same.
 
-If a weight is multiplied by c and its learning rate by c^2, its relative change per step stays the same. The copy is
-trained with such learning rates. It is also trained with the learning rate of the original in all layers
-({measurement.learning_rate}). Training has {measurement.steps} steps of gradient descent on {data.batch_size} samples
-of Gaussian noise, labeled by a random linear map.
+If a weight matrix is multiplied by c and its learning rate by c^2, its relative change per step stays the same. The
+copy is trained twice: with learning rates rescaled in this way, and with the learning rate of the original network
+({measurement.learning_rate}) in all layers. Training has {measurement.steps} steps of gradient descent on
+{data.batch_size} samples of Gaussian noise, labeled by a random linear map.
 
 Before training, we measure GSC from every layer to the logits exactly. We also measure the **raw gradient** of every
 layer: the norm of the gradient of the loss with respect to the output of the layer. The rescaling is from G. Philipp et
@@ -269,7 +269,7 @@ al. (arXiv:1712.05577).
 """,
     how_sure="""
 Weights, data and labels are random, with {num_seeds} draws for every R. Intervals are 95 % Student's t intervals over
-these draws. Such a rescaling exists only if all layers are positively homogeneous, so not for tanh.
+these draws. The rescaling exists only if all layers are positively homogeneous. Layers with tanh are not.
 """,
     claims=claims,
     figures=figures,

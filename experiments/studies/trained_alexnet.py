@@ -53,8 +53,8 @@ def answer(collected: Collected) -> str:
         fallen.append(f"{sum(one.value < 0 for one in last.values())} of {len(last)} units of {_name(model)}")
         farthest.append(f"10^{change.value:+.2f} in {_unit(unit)} of {_name(model)}")
     return (
-        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. After training, mean GSC "
-        "from a unit (layer, activation or pooling) to the logits is lower than before training in "
+        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. After training, GSC from a "
+        "unit (layer, activation or pooling) to the logits, averaged over runs, is lower than before training in "
         f"{listed(fallen)}. The largest changes multiply GSC by {listed(farthest)}."
     )
 
@@ -69,9 +69,10 @@ def details(collected: Collected) -> str:
         apart = _part(_logarithms(frame), "model", model).std(axis=1).groupby(level="step").mean()
         spread.append(f"from {apart.iloc[0]:.2f} to {apart.iloc[-1]:.2f} for {_name(model)}")
     gsc = 10 ** frame.loc[frame["quantity"] == "gsc", "log10_value"]
-    rises = f"Mean log10 GSC rises only in {', '.join(rising)}." if rising else "Mean log10 GSC rises in no unit."
+    rises = f"rises only in {', '.join(rising)}" if rising else "rises in no unit"
     return (
-        f"{rises} The standard deviation of log10 GSC between runs, averaged over units, changes during training "
+        f"During training, log10 GSC, averaged over runs, {rises}. The standard deviation of log10 GSC between runs, "
+        "averaged over units, changes during training "
         f"{listed(spread)}. All values of GSC lie between {gsc.min():.2g} and {gsc.max():.2g}.\n\n"
         f"GSC from every unit to the logits, and the change of log10 GSC:\n\n{_before_after(frame, moved)}"
     )
@@ -152,8 +153,9 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
         Claim(
             f"At every record, GSC of every unit of {name} is within one order of magnitude of GSC before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
-            f"{len(records)} intervals of the change of log10 GSC; largest mean: {_unit(other)} at step {step}, "
-            f"{largest}; interval that reaches farthest from 0: {loosest}; limit: {ORDER:g} for every interval",
+            f"{len(records)} intervals of the change of log10 GSC, one for each unit and record; largest mean change: "
+            f"{_unit(other)} at step {step}, {largest}; interval that reaches farthest from 0: {loosest}; limit: "
+            f"{ORDER:g} for every interval",
         ),
         Claim(
             f"The unit of {name} whose GSC has changed most at the end is the same in every run",
@@ -199,7 +201,7 @@ def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
             own, change = (_part(_part(values, "model", model), "layer", layer) for values in (logarithms, moved))
             ends = [means.geometric_mean(10**row) for row in own.iloc[[0, -1]].to_numpy()] if len(own) else []
             rows[-1] += [*ends, f"{means.mean(change.iloc[-1]):+}"] if len(own) else ["", "", ""]
-    words = ("before", "after", "change of log10")
+    words = ("before", "after", "change of log10 GSC")
     return table(["unit", *(f"{_name(model)}: {word}" for model in models for word in words)], rows)
 
 
@@ -214,8 +216,8 @@ measure several seeds, because GSC differs more between seeds before training th
 Two AlexNets for CIFAR-10 ([training](../training.md)) are trained for {{train.epochs}} epochs by SGD with momentum
 {{optimizer.momentum}}, a one-cycle learning rate up to {{optimizer.lr}}, batches of {{train.batch_size}} and label
 smoothing {{train.label_smoothing}}. There are {{num_seeds}} runs per network. AlexNet A is used without dropout,
-because dropout lowers the accuracy after few epochs ([decisions](../decisions.md)). Training uses bfloat16 (autocast);
-GSC is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
+because dropout lowers the accuracy if there are few epochs ([decisions](../decisions.md)). Training uses bfloat16
+(autocast); GSC is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
 ([results](../../results/README.md)).
 
 Every {{monitor.every}} steps, GSC from every unit to the logits is measured exactly, always on the same
@@ -228,9 +230,9 @@ calls GSC (G. Philipp et al., arXiv:1712.05577), every change is half as large.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each
-interval is for one unit at one record; the intervals are not corrected for the number of units and records. The
-interval of a change contains the differences between runs both at step 0 and at the record. A few epochs of one recipe
-say nothing about longer training or about other learning rates.
+interval is for one unit at one record; the intervals are not corrected for the number of units and records. A change
+compares the record with step 0 of the same run. So its interval is wide if runs differ at step 0, even if they agree at
+the record. A few epochs of one recipe say nothing about longer training or about other learning rates.
 """,
     claims=claims,
     figures=figures,

@@ -23,12 +23,12 @@ def answer(collected: Collected) -> str:
     before, after = (mean(change(frame, CONVOLUTIONAL, when)).value for when in WHEN)
     images = [claim.holds for claim in of.images(frame)]
     return (
-        f"Convolutions {keep} the symmetry up to rounding (a shift of the image shifts the feature maps), except near "
-        "the border, if the total stride of the map divides the shift; the symmetry is broken by "
-        f"{listed(breaks)}. A shift by one pixel changes the output of an AlexNet by {before:.2f} of the distance "
-        f"between the outputs for two images at initialization, and by {after:.2f} of this distance after training. "
-        f"Images whose statistics are the same at all positions have {len(images)} properties that we test; CIFAR-10 "
-        f"is shown to have {images.count(True)} of these {len(images)}."
+        f"Convolutions {keep} the symmetry up to rounding (the feature maps shift with the image) away from the border "
+        "and for shifts that the total stride of the map divides; the symmetry is broken by "
+        f"{listed(breaks)}. A shift by one pixel changes the output of an AlexNet by {before:.2f} times the distance "
+        f"between the outputs for two images at initialization, and by {after:.2f} times this distance after training. "
+        f"We test {len(images)} properties of images whose statistics are the same at all positions; CIFAR-10 is "
+        f"shown to have {images.count(True)} of these {len(images)}."
     )
 
 
@@ -40,16 +40,16 @@ def details(collected: Collected) -> str:
     for network, name in NAMES.items():
         relative = [f"{mean(change(frame, network, when)).value:.2f}" for when in WHEN]
         rows.append([name, *relative, *(geometric_mean(part) for part in training_factors(frame, network))])
-    names = {True: "The distance", False: "The change", None: "It is undecided which of the two factors"}
+    names = {True: "The distance", False: "The change", None: "It is undecided which of the two, change or distance,"}
     winner = names[of.distance_first(frame).holds]
     header = ["network", *(f"relative change {words}" for words in WHEN.values())]
     return (
         "The relative change is the change of the output under a shift by one pixel, divided by the distance between "
-        "the outputs for two images. The last columns hold the factors by which training multiplies change and "
-        "distance:\n\n"
+        "the outputs for two images. The last two columns are the factors by which training multiplies the change and "
+        "the distance:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
         f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. {winner} contributes more to "
-        "the invariance that the AlexNet gains by training."
+        "the decrease of the relative change of the AlexNet by training."
     )
 
 
@@ -65,23 +65,29 @@ images. Statistics of CIFAR-10 depend on the position, so a network may use the 
 For input X, kernel W, stride s, dilation d, padding p and the gradient G = dL/dY of the output, the gradients are
 
 - kernel: dL/dW[k, c, u, v] = sum over n, i, j of G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p];
-- input: put s - 1 zeros between the entries of G, then correlate G with the flipped kernel;
-- bias: the sum of G;
-- average pooling of m pixels: each pixel receives G / m; max pooling: the largest pixel of a window receives G.
+- input: put s - 1 zeros between the entries of G, then correlate the result with the flipped kernel;
+- bias: the sum of G over images and positions;
+- average pooling of m pixels: each pixel of a window receives G / m;
+- max pooling: the largest pixel of a window receives G.
 
 These gradients are compared with automatic differentiation in float64, on random images. Differences are divided by the
-largest entry of the gradient. The cases have strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations
+largest entry of the gradient. We compare strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations
 {listed(DILATIONS)} and pooling windows of size {listed(WINDOWS)}.
 
-**Equivariance.** T shifts images to the right. T' shifts a map by the same distance, divided by the total stride of the
-map and rounded to whole positions. The relative error of a map f is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2). The
-images are mosaics of four images, because late maps see a window larger than one image. Positions that depend on the
-border or on pixels that the shift brings in are left out. The error at the border is measured with a circular shift by
-a multiple of all strides, so that only zero padding can break the symmetry.
+**Equivariance.** T shifts an image x to the right. T' shifts a map f(x) by the same distance, divided by the total
+stride of the map and rounded to whole positions. The relative error of the map is
+sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), summed over images and positions. Each x is a mosaic of four images,
+because late maps see a window larger than one image. Positions that depend on the border or on pixels that the shift
+brings in are left out.
 
-**Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by the distance between the logits of two
-different images. Both are root mean squares over images, relative to the root mean square of the logits. Missing pixels
-are filled by reflection. For the effect of **pooling**, f is a map after the first or second ReLU: the full map, every
+The error at the border is measured with a circular shift by a multiple of all strides, so that only zero padding can
+break the symmetry.
+
+**Invariance.** The *change* of the output f(x), the logits, is |f(T x) - f(x)|. The *distance* is that between the
+outputs for two different images. Both are root mean squares over images, divided by the root mean square of the
+outputs. The *relative change* is the change divided by the distance. Missing pixels are filled by reflection.
+
+For the effect of **pooling**, f(x) is not the output but a map after the first or second ReLU: the full map, every
 second pixel of every second row, or the map after 2 x 2 max or average pooling.
 
 **Networks.** AlexNet B has four 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. The
@@ -91,19 +97,21 @@ mirrored at random but not shifted. The {{data.batch_size}} measured images are 
 
 **Stationarity** is measured on gray values of {{measurement.num_images}} images. Images are stationary if their
 statistics are the same at all positions. We measure how much the mean and the variance of a pixel differ between
-positions. In stationary images, the covariance of two pixels depends only on the displacement between them. So we
-measure which fraction of the variance of covariances (or correlations) over pairs of pixels the displacement explains.
-The correlation r of neighbors is near 1 and cannot vary much, so its deviation over positions is divided by 1 - r. Each
-squared deviation is a product of two estimates, one from each half of the images. Their sampling errors are
-independent, so they cancel on average.
+positions. In stationary images, the covariance of two pixels depends only on the displacement between them. We take the
+covariances of all pairs of pixels and measure which fraction of their variance the displacement explains. We do the
+same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
+positions is divided by 1 - r.
+
+Every squared deviation in these variances is a product of two estimates, one from each half of the images. Their
+sampling errors are independent, so they cancel on average.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured
-images and the order of training images. The claims that training makes maps more equivariant have intervals that hold
-jointly. The images for the statistics of pixels overlap between seeds. Training is short, so the accuracy is much lower
-than the network could reach. The exploratory claims and the measure for neighbors were chosen after a first look at the
-data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG blocks of 8 x 8 pixels may make
-statistics depend on the position.
+images and the order of training images. Intervals of the claims that training makes maps more equivariant are
+simultaneous (Bonferroni). The images for the statistics of pixels overlap between seeds. Training is short, so the
+accuracy is much lower than the network could reach. The exploratory claims and the measure for neighbors were chosen
+after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG
+compresses blocks of 8 x 8 pixels, which may make statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,
@@ -119,9 +127,9 @@ statistics depend on the position.
         "pooling": "Change of two feature maps under a shift by one pixel, with and without pooling. The change is "
         "divided by the distance between the maps of two images. Bars are 95 % intervals. Points are shifted slightly "
         "sideways.",
-        "stationarity": "Gray values of CIFAR-10 by position: mean, standard deviation, and correlation of two pixels. "
-        "Stationary images would have flat curves of mean and standard deviation, and equal correlations at all "
-        "positions. The band is the standard deviation over positions. The axes of mean and standard deviation do not "
-        "start at 0.",
+        "stationarity": "Gray values of CIFAR-10: mean and standard deviation by position, and correlation of two "
+        "pixels by distance. The band is the standard deviation of the correlation over positions. Stationary images "
+        "would have flat curves of mean and standard deviation, and no band. The axes of mean and standard deviation "
+        "do not start at 0.",
     },
 )

@@ -58,13 +58,13 @@ def stride(frame: pd.DataFrame) -> Claim:
     cases = [(when, shift) for when in WHEN for shift in (1, 2)]
     errors = [by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift) for when, shift in cases]
     says = f"Shifts by one or two pixels (the stride is {STRIDES_OF[LAST]}) break the symmetry of the maps of {LAST}"
-    return _large(says, "smallest relative error of both shifts, before and after training", errors)
+    return _large(says, "smallest of four relative errors (of two shifts, before and after training)", errors)
 
 
 def border(frame: pd.DataFrame) -> Claim:
     """Whether zero padding breaks the symmetry."""
     errors = [by_seed(frame, "border_error", layer=LAST, training=when) for when in WHEN]
-    smaller = f"relative error of {LAST}, the smaller of the values before and after training"
+    smaller = f"relative error of {LAST}, the smaller one of two (before and after training)"
     return _large("Zero padding breaks the symmetry at the border", smaller, errors)
 
 
@@ -77,8 +77,16 @@ def pooling(frame: pd.DataFrame) -> list[Claim]:
     """Whether maps change less under a shift of the image if the network has pooling, compared seed by seed."""
     of_max, of_mean, full = (pooled(frame, name) for name in ("max", "average", "none"))
     return [
-        _lower("Max pooling lowers the change of a map under a shift by one pixel", of_max / full, "pooled / full"),
-        _lower("Average pooling lowers the change of a map more than max pooling", of_mean / of_max, "average / max"),
+        _lower(
+            "Max pooling lowers the change of a map under a shift by one pixel",
+            of_max / full,
+            "change of the pooled map / of the full map",
+        ),
+        _lower(
+            "Average pooling lowers the change of a map more than max pooling",
+            of_mean / of_max,
+            "change after average pooling / after max pooling",
+        ),
     ]
 
 
@@ -94,7 +102,7 @@ def trained(frame: pd.DataFrame) -> dict[str, Claim]:
         before, after = (by_seed(frame, "equivariance_error", layer=stage, training=when, shift=1) for when in WHEN)
         says = f"raining makes the maps of {stage} more equivariant, for a shift by one pixel"
         says = f"T{says}" if stage == LAST else f"Exploratory: t{says}"
-        made[stage] = _lower(says, after / before, f"error {RATIO}", len(STRIDED))
+        made[stage] = _lower(says, after / before, f"relative error {RATIO}", len(STRIDED))
     return made
 
 
@@ -109,7 +117,8 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
         says = f"{words.capitalize()} the AlexNet is nearer to invariance than the fully connected network"
-        made.append(_lower(says, changes[when] / change(frame, CONNECTED, when), "AlexNet / fully connected"))
+        of = "relative change of the AlexNet / of the fully connected network"
+        made.append(_lower(says, changes[when] / change(frame, CONNECTED, when), of))
     before, after = changes.values()
     moved, distances = training_factors(frame, CONVOLUTIONAL)
     apart = geometric_mean(distances)
@@ -118,7 +127,7 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     survive = "After training, nine of ten images keep their predicted class under a shift by one pixel"
     return [
         *made,
-        _lower("Training brings the AlexNet nearer to invariance", after / before, f"change / distance, {RATIO}"),
+        _lower("Training brings the AlexNet nearer to invariance", after / before, f"relative change {RATIO}"),
         _lower(
             "Exploratory: training lowers the change of the output under a shift by one pixel",
             moved,
@@ -138,7 +147,8 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
     says = "Exploratory: training increases the distance between outputs more than it lowers the change under a shift"
-    return Claim(says, found.above(1), f"factor of the distance times factor of the change: {found}; claimed: above 1")
+    because = f"product of the factors by which training multiplies distance and change: {found}; claimed: above 1"
+    return Claim(says, found.above(1), because)
 
 
 def images(frame: pd.DataFrame) -> list[Claim]:
@@ -153,8 +163,8 @@ def images(frame: pd.DataFrame) -> list[Claim]:
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
-        because = f"fraction of the variance over pairs that the displacement explains: {found}; required: above "
-        because += f"{EXPLAINED:g}"
+        because = f"fraction of the variance of {name}s over pairs of pixels that the displacement explains: {found}; "
+        because += f"required: above {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
     because = f"{spread} correlation r of neighbors {places} 1 - r: {found}; {same}"

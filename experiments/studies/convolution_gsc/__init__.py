@@ -54,7 +54,8 @@ def answer(collected: Collected) -> str:
         most = 100 * math.expm1(max(abs(math.log(found[kind].value)) for kind in kept))
         names = listed(WORDS[kind] for kind in kept)
         text.append(
-            f"Compared with circular padding, GSC from input to output changes by at most {most:.1f} % with {names}."
+            "Compared with stride 1 and circular padding, GSC from input to output changes by at most "
+            f"{most:.1f} % with {names}."
         )
     if others := [WORDS[kind] for kind in KEEPING if kind not in kept]:
         text.append(f"GSC is not shown to stay the same with {listed(others)}.")
@@ -68,12 +69,12 @@ STUDY = Study(
     question="What do stride, padding and pooling do to the gradients of a convolutional network?",
     use="""
 You can choose stride and padding without considering gradients, because both hardly change GSC at initialization.
-Max pooling lowers GSC, and average pooling lowers GSC much more. A random change has different signs at the pixels of a
-window, so averaging cancels most of it.
+Max pooling lowers GSC, and average pooling lowers GSC much more. A random change of a map has different signs at the
+pixels of a window, so averaging cancels most of this change.
 """,
     method=f"""
 A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} convolutions of size 3 x 3 with ReLU,
-{{model.channels}} channels, He's weights and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels
+{{model.channels}} channels, He initialization and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels
 ({{data.batch_size}} samples per seed, {{num_seeds}} seeds). GSC from input to output is estimated from {{probes}}
 probes. We compare stacks with equal weights:
 
@@ -83,25 +84,26 @@ probes. We compare stacks with equal weights:
 - **strided**: as the reference, but the first convolution of every stage has stride 2.
 - **max**, **average**: as the reference, with 2 x 2 pooling at the end of every stage.
 
-The **factor** of a stack is its GSC, divided by GSC of the reference with the same seed. Both have the same weights and
-inputs, so effects of the seed that they share cancel. We report geometric means over seeds.
+The **factor** of a stack is its GSC, divided by GSC of the reference with the same seed. Both stacks have the same
+weights and inputs, so effects of the seed that they share cancel. We report geometric means over seeds.
 
 **Mean field** is the limit of many channels (J. Xiao et al., arXiv:1806.05393). The weights of a kernel are
-independent, so a convolution with He's weights and ReLU does not change GSC, for any stride. Zero padding changes GSC,
-because at the border some weights multiply zeros. Average pooling of m pixels multiplies GSC by
-1 / (1 + (m - 1) rho), where rho is the cosine similarity of two pixels of a window. The factor is 1 / m if all pixels
-of a window are equal.
+independent, so a convolution with He initialization and ReLU does not change GSC, at any stride. Zero padding changes
+GSC, because at the border some weights multiply zeros. Average pooling of m pixels multiplies GSC by
+1 / (1 + (m - 1) rho). Here rho is the cosine similarity of the channels at two pixels of a window. If all pixels of a
+window are equal, the factor is 1 / m.
 
-Max pooling passes each gradient to the largest pixel of a window. This pixel is positive more often than others, so the
-ReLU before it passes more of the gradient. For pre-activations h_1, ..., h_m of variance 1 in a window, the factor of
-max pooling is therefore P(max h_i > 0) / E[max(h_1, ..., h_m, 0)^2]. In the first layer, the pre-activations of a
-window are uncorrelated, because the input is white noise. Each further layer makes them more similar.
+Let h_1, ..., h_m be the pre-activations in a window, with variance 1. Max pooling multiplies GSC by
+P(max h_i > 0) / E[max(h_1, ..., h_m, 0)^2]. Reason for the numerator: Max pooling passes each gradient to the largest
+pixel of a window. This pixel is positive more often than others, so the ReLU before the pooling passes more of the
+gradient. The denominator is the mean square of the pooled map. In the first layer, the pre-activations of a window are
+uncorrelated, because the input is white noise. With every further layer, they become more similar.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of log GSC over seeds, which differ in weights and inputs. The stacks have
 finitely many channels, so we accept a deviation from mean field of {100 * (TOLERANCE - 1):.0f} % per layer (chosen
 after trial runs). All inputs are white noise. In images, neighboring pixels are correlated, so average pooling should
-lower GSC more, already in the first stage.
+lower GSC by a larger factor than here, already in the first stage.
 """,
     claims=claims,
     answer=answer,

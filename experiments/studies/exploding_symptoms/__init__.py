@@ -53,10 +53,10 @@ def answer(collected: Collected) -> str:
     return (
         f'The signal "{WORDS[most]}" announces the failure of {alarms.announced(warned)}, with a median lead of '
         f"{alarms.typical(warned)}; it fires when {MEANINGS[most]}. It also fires in {alarms.false_alarms(most)} that "
-        "do not fail (false alarms). Signals that are shown to give false alarms in less than "
-        f"{100 * MOST_FALSE_ALARMS:g} % of the runs that do not fail "
-        f"({decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}) announce the failure of "
-        f"{alarms.announced(sure)}, with a median lead of {alarms.typical(sure)}."
+        "do not fail (false alarms). Signals whose rate of false alarms is shown to be below "
+        f"{100 * MOST_FALSE_ALARMS:g} % "
+        f"({decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}) announce the failure of {alarms.announced(sure)}, "
+        f"with a median lead of {alarms.typical(sure)}."
     )
 
 
@@ -67,7 +67,8 @@ def details(collected: Collected) -> str:
     if not len(found):
         return "There is nothing to compare."
     cells = alarms.table.groupby(level=CELL, observed=True)["failure_step"].min()
-    soon = f", {alarms.median(ended['nan_step'] - ended['failure_step']):steps} after the failure" if len(ended) else ""
+    after = f"{alarms.median(ended['nan_step'] - ended['failure_step']):steps}" if len(ended) else ""
+    soon = f", in the median {after} after the failure" if after else ""
     parts = [
         f"Of {len(alarms.table)} runs, {len(found)} fail, in {np.isfinite(cells).sum()} of {len(cells)} combinations "
         f"of network and learning rate. The loss becomes non-finite in {len(ended)} of these runs{soon}."
@@ -75,17 +76,17 @@ def details(collected: Collected) -> str:
     if alarms.fired:
         first = decide.firsts(found).sum()
         names = decide.names_in_words(first.index[first == first.max()])
-        parts.append(f"The signal that is most often first is: {names}, in {first.max()} runs.")
+        parts.append(f"Most often first: {names}, in {first.max()} runs that fail.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            f"No claim is made about signals that never fired: {decide.names_in_words(silent)}. The largest GSC at "
-            f"step 0 is 10^{alarms.table['log10_gsc_at_start'].max():.1f}."
+            f"Signals that never fired, so that no claim is made about them: {decide.names_in_words(silent)}. The "
+            f"largest GSC at step 0 is 10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
-        parts.append("The loss jump tests the same number as the failure, with a lower threshold.")
+        parts.append("The loss jump tests the same number as the failure, namely the loss.")
     parts.append(
-        'Leads are medians. The column "first" counts the runs in which the signal is first, alone or with others. The '
-        'column "equally long" is the rate of false alarms in equally long parts of controls.'
+        'Leads are medians. The column "first" counts the failing runs in which the signal is first, alone or with '
+        'others. The column "equally long" is the rate of false alarms in equally long parts of controls.'
     )
     return "\n\n".join([" ".join(parts), _signals(alarms), _sensitivity(alarms)])
 
@@ -113,8 +114,9 @@ def _sensitivity(alarms: Alarms) -> str:
         verdicts, warned = alarms.reliable(limit), decide.warned_by(alarms, limit)
         names = [decide.named(verdicts, verdict) for verdict in (True, None)]
         rows.append([f"{100 * limit:g} %", *names, *map(alarms.announced, warned)])
-    head = ["accepted false alarms", "reliable", "undecided", "failures announced", "with the undecided signals"]
-    return table(head, rows)
+    head = ["accepted rate", "reliable", "undecided", "announced by reliable", "by reliable or undecided"]
+    about = "Reliable and undecided signals, and the failures that they announce, by the accepted rate of false alarms:"
+    return f"{about}\n\n{table(head, rows)}"
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
@@ -131,40 +133,44 @@ run, but do not stop the run automatically. Do not rely on GSC at initialization
 """,
     method=f"""
 Fully connected networks without skip connections (depth {DEPTH}, width {WIDTH}) learn to classify images of digits.
-They are trained by SGD with momentum in float32, with {{num_seeds}} seeds for each network and peak learning rate. The
-learning rate rises linearly to its peak over the {NUM_STEPS} steps of a run (range test, L. N. Smith,
-arXiv:1506.01186). So a run may learn at first and fail later. Gradients of relu+batch, tanh+layer and selu explode at
-initialization; the other networks are relu and tanh. GSC is estimated from {NUM_PROBES} probes, the same at every step,
-on {NUM_IMAGES} test images.
+They are trained by SGD with momentum in float32. There are {{num_seeds}} seeds for each pair of network and peak
+learning rate. The learning rate rises linearly to its peak over the {NUM_STEPS} steps of a run (range test,
+L. N. Smith, arXiv:1506.01186). So a run may learn at first and fail later. Gradients of relu+batch, tanh+layer and selu
+explode at initialization; the other networks are relu and tanh. GSC is estimated from {NUM_PROBES} probes, the same at
+every step, on {NUM_IMAGES} test images.
 
 A run **fails** at the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10. Guessing among the 10
 classes gives the loss ln 10. **Controls** are the runs that do not fail. A control has **learned** if its last loss is
 below {LEARNED / GUESSING:g} ln 10.
 
-Thresholds of **signals** are those of `gs.Monitor` or were fixed before the runs. A *recent median* is the median over
-the previous steps, at least {FEWEST} and at most {RECENT} of them. A signal fires under this condition:
+Thresholds of **signals** are those of `gs.Monitor` or were fixed before the runs. The *recent median* of a quantity is
+its median over the previous {RECENT} steps, or over all previous steps if there are fewer. It needs at least {FEWEST}
+of them. Each signal fires under one condition:
 
 {SIGNALS}
 
-A signal **announces** a failure if it fires at an earlier step. The **lead** is the number of steps from the first time
-that the signal fires to the failure, or to the first non-finite loss (NaN). A signal that fires in a control is a
-**false alarm**. A failing run is monitored only until it fails, so a signal has more steps to fire in a control. We
-therefore also report false alarms in **equally long** parts of controls. For this, we form all pairs of a control and a
-failing run. We report the fraction of pairs in which the signal fires in the control before the failing run fails.
+A signal **announces** a failure if it fires before the step of the failure. The **lead** is the number of steps from
+the first time that the signal fires to the failure, or to the first non-finite loss ("lead to NaN"). A signal that
+fires in a control is a **false alarm**. A failing run is monitored only until it fails, so a signal has more steps to
+fire in a control. We therefore also report false alarms in **equally long** parts of controls. For this, we form all
+pairs of a control and a failing run. We report the fraction of pairs in which the signal fires in the control before
+the step at which the failing run fails.
 
-A signal is **reliable** if the whole 95 % interval of its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %,
-unreliable if it is above, and undecided otherwise. A claim about reliable signals is decided only if its verdict is the
-same with and without the undecided signals. In claims, "most" means more than 50 %.
+The rate of false alarms is the fraction of controls in which the signal fires. A signal is **reliable** if the whole
+95 % interval of this rate is below {100 * MOST_FALSE_ALARMS:g} %, unreliable if the whole interval is above, and
+undecided otherwise. A claim about reliable signals is decided only if its verdict is the same with and without the
+undecided signals. In claims, "most" means more than 50 %.
 """,
     how_sure=f"""
-Runs of one network at one learning rate (a cell) resemble each other, so the 95 % intervals resample whole cells. Each
-interval is extended by the interval for independent runs (Wilson for proportions, order statistics for medians). With
-few cells, intervals tend to be too narrow. The intervals cover only these networks and learning rates.
+Runs of one network at one learning rate (a cell) resemble each other, so the 95 % intervals resample whole cells
+(bootstrap). Intervals of numbers of runs and of medians are widened to contain also the interval for independent runs
+(Wilson, order statistics). With few cells, intervals tend to be too narrow. The intervals cover only these networks and
+learning rates.
 
 We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the last
 step of a run are not seen. A run that fails within {FEWEST} steps cannot show a jump, because a recent median needs
-{FEWEST} steps. Reliable signals were not confirmed on new runs. The networks with the largest GSC at step 0 have
-normalization, which also limits the effect of a large update. The data cannot separate the effects of GSC and
+{FEWEST} steps. Which signals are reliable was not tested again on new runs. The networks with the largest GSC at step 0
+have normalization, which also limits the effect of a large update. The data cannot separate the effects of GSC and
 normalization.
 """,
     claims=claims,

@@ -57,7 +57,7 @@ def update_first(alarms: Alarms) -> Claim:
     return Claim(
         'At these thresholds, "update" fires first (alone or at the same step as others) in most announced failures',
         update.most,
-        f"{update}; runs in which another signal is first: {others or 'none'}; false alarms of "
+        f"{update}; runs in which another signal is first (alone or not): {others or 'none'}; false alarms of "
         f'"update": {alarms.false_alarms("update")}',
     )
 
@@ -79,7 +79,7 @@ def reliable(alarms: Alarms) -> list[Claim]:
             f"In most failures that a reliable signal announces, the first such signal fires at least {FEW_STEPS} "
             "steps before the failure",
             early[0].most if early[0].most is early[1].most else None,
-            f"{early[0]}; median lead: {alarms.typical(sure)}; with undecided signals: {early[1]}",
+            f"{early[0]}; median lead: {alarms.typical(sure)}; for reliable or undecided signals: {early[1]}",
         ),
     ]
 
@@ -87,7 +87,8 @@ def reliable(alarms: Alarms) -> list[Claim]:
 def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str = "") -> Claim:
     least, best = alarms.announced(sure), alarms.announced(perhaps)
     holds = verdict(least.most is True, best.most is False)
-    return Claim(says, holds, f"{least}{what}; reliable and undecided signals: {best}")
+    because = f"{least} announced by reliable signals{what}; announced by reliable or undecided signals: {best}"
+    return Claim(says, holds, because)
 
 
 def warned_by(alarms: Alarms, limit: float, but: str = "") -> tuple[pd.Series, pd.Series]:
@@ -104,7 +105,7 @@ def at_once(alarms: Alarms) -> Claim:
     after = ended["nan_step"] - ended["failure_step"]
     soon = alarms.part(after <= FEW_STEPS)
     says = f"In most runs whose loss becomes non-finite, the loss does so at most {FEW_STEPS} steps after the failure"
-    return Claim(says, soon.most, f"{soon}; median: {alarms.typical(after)}")
+    return Claim(says, soon.most, f"{soon}; median: {alarms.typical(after)} after the failure")
 
 
 def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
@@ -112,8 +113,8 @@ def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
     area = alarms.ranking(models)
     if area is None:
         return Claim(says, None, "there is no learning rate at which some networks fail and others do not")
-    because = "fraction of pairs (runs with equal learning rate and seed) in which the failing run has the larger GSC: "
-    because += f"{area}; by chance: 0.5"
+    because = "fraction of pairs (a failing run and a control with equal learning rate and seed) in which the failing "
+    because += f"run has the larger GSC: {area}; by chance: 0.5"
     return Claim(says, area.above(0.5), because)
 
 

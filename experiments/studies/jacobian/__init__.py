@@ -34,19 +34,19 @@ def claims(collected: Collected) -> list[Claim]:
     volumes = {model: numbers.rate(frame, model, "mean_log_singular_value") for model in DEEP}
     norms = {model: numbers.rate(frame, model, "log_qm_norm") for model in GAUSSIAN}
     linear, (kept, grown) = volumes["linear"], (volumes[model] for model in ROTATIONS)
-    expected, says = numbers.gaussian_log_volume(numbers.width(frame)), "mean log singular value per layer"
+    expected, says = numbers.gaussian_log_volume(numbers.width(frame)), "change of ln|det J| / n per layer"
     return [
         *_near_a_point(frame),
         _identity(frame),
         *(
             Claim(
-                f"The quadratic mean norm of the Jacobian of the {model} network neither explodes nor vanishes",
+                f"The quadratic mean norm qm(J) of the Jacobian of the {model} network neither explodes nor vanishes",
                 norm.within(0.0, STABLE),
-                f"ln qm per layer: {norm}; stable: within {STABLE:.4f} of 0",
+                f"change of ln qm(J) per layer: {norm}; stable: within {STABLE:.4f} of 0",
             )
             for model, norm in norms.items()
         ),
-        *(_collapses(f"The volume of the {model} network collapses", volumes[model]) for model in GAUSSIAN),
+        *(_collapses(f"The volume of the {model} network collapses", says, volumes[model]) for model in GAUSSIAN),
         Claim(
             "Per layer, the volume of the linear network shrinks by the expected factor of a Gaussian matrix",
             linear.within(expected, STABLE),
@@ -74,10 +74,10 @@ def answer(collected: Collected) -> str:
     few = [model for model in GAUSSIAN if _few(frame, model).holds and _most_collapse(frame, model).holds]
     return (
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
-        f"network: the error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. J scales "
-        f"small areas by the factor |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. In these "
-        "deep networks, a few singular values dominate the norm of J and most others shrink with depth, so that the "
-        f"norm alone does not describe J: {listed(few)}."
+        f"network: the error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. The network "
+        f"scales small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. A few "
+        "singular values dominate the norm of J and most others shrink with depth, so the norm alone does not describe "
+        f"J, in these deep networks: {listed(few)}."
     )
 
 
@@ -90,8 +90,8 @@ def details(collected: Collected) -> str:
         rows.append([model, *factors, f"{numbers.last_rank(frame, model).value:.1f}"])
     head = ["network", "quadratic mean, factor per layer", "geometric mean, factor per layer", "effective rank"]
     return (
-        f"{table(head, rows)}\n\nMeans are over the singular values of the Jacobian. Factors are averages over the "
-        "second half of the layers. The effective rank is measured at the last layer; it is at most "
+        f"{table(head, rows)}\n\nMeans are over the singular values of the Jacobian. Factors per layer are geometric "
+        "means over the second half of the layers. The effective rank is measured at the last layer; it is at most "
         f"{numbers.width(frame)}."
     )
 
@@ -107,7 +107,7 @@ def _near_a_point(frame: pd.DataFrame) -> list[Claim]:
         Claim(
             "The network scales the area of small squares by |det J|",
             error.below(SMALL),
-            f"relative difference at the smallest step ({STEPS[0]:g}): {error}; equal: below {SMALL:g}",
+            f"relative difference for a square of side {STEPS[0]:g}: {error}; equal: below {SMALL:g}",
         ),
     ]
 
@@ -137,13 +137,13 @@ def _few(frame: pd.DataFrame, model: str) -> Claim:
 def _most_collapse(frame: pd.DataFrame, model: str) -> Claim:
     return _collapses(
         f"Exploratory: all but the largest tenth of the singular values of the {model} network collapse",
+        "change of the mean logarithm of these singular values per layer",
         numbers.rate(frame, model, "mean_log_of_most"),
     )
 
 
-def _collapses(says: str, found: Mean) -> Claim:
-    because = f"mean log singular value per layer: {found}; collapse: below {-STABLE:.4f}"
-    return Claim(says, found.below(-STABLE), because)
+def _collapses(says: str, what: str, found: Mean) -> Claim:
+    return Claim(says, found.below(-STABLE), f"{what}: {found}; collapse: below {-STABLE:.4f}")
 
 
 STUDY = Study(
@@ -168,25 +168,26 @@ orthogonal weights, and *expanding* multiplies such weights by {SCALE:g}. We com
 values s_i of the Jacobian J from the input to every layer:
 
 - the quadratic mean norm qm(J), the root of the mean of s_i^2;
-- the mean log singular value ln|det J| / n, which is at most ln qm(J). The **volume** is |det J|. We sum ln|det| over
-  layers, because small singular values of the product are below the rounding errors of the large ones;
+- the mean log singular value ln|det J| / n, which is at most ln qm(J). The **volume** is |det J|. We compute ln|det J|
+  as the sum of ln|det| over layers, because rounding hides the small singular values of the product J;
 - the mean log singular value without the largest tenth of the singular values;
 - the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio). It is n if all s_i are equal, and 1 if only one
   s_i is not zero. If the effective rank is below {FEW:g} n, we say that few directions carry the norm.
 
-Rates are mean changes per layer over the half of the layers farther from the input. qm(J), or the geometric mean of the
-singular values, **explodes** if its square grows by a factor of more than {STABLE_SQUARE:g} per layer. It **vanishes**
-or **collapses** if its square shrinks by a factor of more than {STABLE_SQUARE:g} per layer. Its logarithm then changes
-by more than ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f}. For Gaussian matrices W of variance 1 / n, the mean of
-ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
+Changes per layer of ln qm(J) and of mean log singular values are averaged over the half of the layers farther from the
+input. qm(J), or a geometric mean of singular values, **explodes** if its square grows by a factor of more than
+{STABLE_SQUARE:g} per layer. It **vanishes** or **collapses** if its square shrinks by a factor of more than
+{STABLE_SQUARE:g} per layer. Its logarithm then changes by more than ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f} per layer.
+The volume collapses or explodes with the geometric mean |det J|^(1/n). For a Gaussian n x n matrix W with entries of
+variance 1 / n, the mean of ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations and input points. The rates of both controls are known
-beforehand, so they check the measurement. All numbers are exact up to rounding in float64. At the smallest steps,
-rounding dominates the error of the linearization. Volume also collapses in the linear network, so a collapse is mainly
-an effect of the Gaussian weights. Tanh networks reach a constant rate only after many layers, so their rates depend on
-the depth. The effective rank and the controls were added after a first look at norms and volumes. All layers are
-square. Normalization and ReLU are left out, because they make J singular.
+Intervals are 95 % Student's t intervals over initializations and input points. For both controls, the changes per layer
+are known beforehand, so the controls check the measurement. All numbers are exact up to rounding in float64. At the
+smallest step, the rounding error of the area is visible. Volume also collapses in the linear network, so a collapse is
+mainly an effect of the Gaussian weights. In tanh networks, changes per layer become constant only after many layers, so
+their mean depends on the depth. The effective rank and the controls were added after a first look at norms and volumes.
+All layers are square. Normalization and ReLU are left out, because they make J singular.
 """,
     claims=claims,
     figures=figures.draw,
@@ -195,8 +196,9 @@ square. Normalization and ReLU are left out, because they make J singular.
         "at the center (orange).",
         "steps": "Errors of the linearization against the step size h, one curve per initialization. Left: error of "
         "the output. Right: relative difference between the scaling of areas and |det J|.",
-        "volume": "Singular values of the Jacobian from the input to each layer. Top: logarithms of three means; some "
-        "curves coincide. Bottom: effective rank. Bands are 95 % intervals over seeds.",
+        "volume": "Singular values of the Jacobian from the input to each layer. Top: logarithms of three means "
+        "(quadratic, geometric, and geometric without the largest tenth); some curves coincide. Bottom: effective "
+        "rank. Bands are 95 % intervals over seeds.",
     },
     details=details,
 )

@@ -52,10 +52,10 @@ def answer(collected: Collected) -> str:
     band = " and ".join(f"{theory.inside(frame, norm)} with {name(norm)}" for norm in NORMS)
     return (
         f"Exponential growth with post-norm is {exponential}, and growth as a power of the depth with pre-norm is "
-        f"{power}: at initialization, log10 GSC over the {DEPTHS[-1]} blocks of a GPT is {deepest['post']} with "
-        f"post-norm and {deepest['pre']} with pre-norm. If the weights that write into the residual stream are scaled "
-        f"by 1 / sqrt(2 depth), log10 GSC is {scaled[1]} with post-norm and {scaled[0]} with pre-norm. GSC is in the "
-        f"range that mean-field theory predicts for single networks in {band}."
+        f"{power}; over the {DEPTHS[-1]} blocks of a GPT at initialization, log10 GSC is {deepest['post']} with "
+        f"post-norm and {deepest['pre']} with pre-norm. If the initial weights that write into the residual stream are "
+        f"scaled by 1 / sqrt(2 depth), log10 GSC is {scaled[1]} with post-norm and {scaled[0]} with pre-norm. GSC is "
+        f"in the range that mean-field theory predicts for single networks in {band}."
     )
 
 
@@ -92,28 +92,28 @@ def _because(frame: pd.DataFrame, norm: str) -> str:
     early, late = numbers.early_and_late(frame, norm)
     ratio = means.mean(late).value / means.mean(early).value
     return (
-        f"log10 GSC per block, depth {WINDOW[0]} to {WINDOW[1]}: {means.mean(early)}; {WINDOW[1]} to {WINDOW[2]}: "
-        f"{means.mean(late)}; late / early: {ratio:.2f}"
+        f"growth of log10 GSC per block: early (depth {WINDOW[0]} to {WINDOW[1]}) {means.mean(early)}, late (depth "
+        f"{WINDOW[1]} to {WINDOW[2]}) {means.mean(late)}; late / early: {ratio:.2f}"
     )
 
 
 def _grows(frame: pd.DataFrame, norm: str) -> Claim:
     found = numbers.totals(frame, norm)
     change = means.mean(found[WINDOW[2]] - found[WINDOW[0]])
-    because = f"log10 GSC at depth {WINDOW[2]} minus log10 GSC at depth {WINDOW[0]}: {change:+}"
+    because = f"log10 GSC at depth {WINDOW[2]} minus log10 GSC at depth {WINDOW[0]}: {change:+}; claimed: above 0"
     return Claim(f"With {name(norm)}, GSC grows with depth", change.above(0.0), because)
 
 
 def _exponential(frame: pd.DataFrame, norm: str) -> Claim:
     holds = _between(frame, norm, 1 - TOLERANCE, 1 + TOLERANCE)
-    because = f"{_because(frame, norm)}; exponential: {1 - TOLERANCE:g} to {1 + TOLERANCE:g}"
+    because = f"{_because(frame, norm)}; exponential: ratio from {1 - TOLERANCE:g} to {1 + TOLERANCE:g}"
     return Claim(f"With {name(norm)}, GSC grows or decays exponentially with depth", holds, because)
 
 
 def _slower(frame: pd.DataFrame, norm: str) -> Claim:
     holds = _contrast(frame, norm, 1 - TOLERANCE).below(0.0)
     says = f"With {name(norm)}, GSC grows or decays more slowly than an exponential"
-    return Claim(says, holds, f"{_because(frame, norm)}; more slowly: below {1 - TOLERANCE:g}")
+    return Claim(says, holds, f"{_because(frame, norm)}; more slowly: ratio below {1 - TOLERANCE:g}")
 
 
 def _power(frame: pd.DataFrame, norm: str) -> Claim:
@@ -122,8 +122,8 @@ def _power(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, GSC is a power of the depth",
         holds,
-        f"{_because(frame, norm)}; power: {POWER - POWER_TOLERANCE:.2f} to {POWER + POWER_TOLERANCE:.2f}; exponent "
-        f"from depth {WINDOW[1]} to {WINDOW[2]}: {exponent}",
+        f"{_because(frame, norm)}; power: ratio from {POWER - POWER_TOLERANCE:.2f} to {POWER + POWER_TOLERANCE:.2f}; "
+        f"exponent of the power from depth {WINDOW[1]} to {WINDOW[2]}: {exponent}",
     )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def _no_explosion(frame: pd.DataFrame, norm: str) -> Claim:
 def _adds(frame: pd.DataFrame) -> Claim:
     ratio = means.mean(numbers.added(frame, "pre"))
     return Claim(
-        "With pre-norm, each block adds the same amount to the squared length of the stream",
+        "With pre-norm, each block adds the same amount to the squared length of the residual stream",
         ratio.within(ADDED, ADDED_TOLERANCE),
         f"squared length added from depth {WINDOW[1]} to {WINDOW[2]}, divided by that from depth {WINDOW[0]} to "
         f"{WINDOW[1]}: {ratio}; equal amounts per block: {ADDED:g}, accepted from "
@@ -172,8 +172,8 @@ STUDY = Study(
     answer=answer,
     use="""
 Scale the initial weights that write into the residual stream by 1 / sqrt(2 depth), as
-`gs.models.GPT(residual_scale="depth")` does. GSC then stays near 1 at all measured depths, and varies least from
-network to network.
+`gs.models.GPT(residual_scale="depth")` does. GSC then stays near 1 at all measured depths, and varies less between
+networks than without this scaling.
 """,
     method=f"""
 `gs.models.GPT` has width {{model.width}}, {{model.heads}} heads, GELU, LayerNorm, weights of variance 1 / fan_in, no
@@ -185,14 +185,16 @@ the embedding to the logits, with {{measurement.num_probes}} probes, in networks
 A block has two branches f, attention and MLP. A branch turns the residual stream x into x + f(norm(x)) (**pre-norm**)
 or norm(x + f(x)) (**post-norm**). If x is k times as long as the output of f, the skip connection divides GSC - 1 by
 k^2 + 1 (study [residual](residual.md)). With post-norm, k is the same in every block. So we expected every block to
-multiply GSC by the same factor, which gives an exponential. With pre-norm, the stream grows, and k^2 in block l is
-proportional to l. So we expected block l to multiply GSC by about 1 + c / l, which gives a power of the depth.
+multiply GSC by the same factor, which gives an exponential of the depth. With pre-norm, the residual stream grows, and
+k^2 in block l is proportional to l. So we expected block l to multiply GSC by about 1 + c / l with a constant c, which
+gives a power of the depth.
 
 **Exponential or power.** "Early" is the growth of log GSC per block from depth {WINDOW[0]} to {WINDOW[1]}, and "late"
 is the growth per block from depth {WINDOW[1]} to {WINDOW[2]}. The ratio late / early is 1 for an exponential and
 {POWER:.2f} for a power of the depth. Growth counts as exponential if the ratio is within {TOLERANCE:g} of 1, and as a
-power if it is within {POWER_TOLERANCE:g} of {POWER:.2f}. For a single seed, "early" can be near zero. So to compare the
-ratio with a limit c, we test the sign of the mean of late - c early over seeds.
+power if it is within {POWER_TOLERANCE:g} of {POWER:.2f}. For a single seed, "early" can be near zero, so the ratio of
+single seeds is not averaged. Instead, to compare the ratio with a limit r, we test the sign of the mean of
+late - r early over seeds.
 
 **Scaled weights.** As in GPT-2, the initial weights that write into the residual stream are scaled by
 1 / sqrt(2 depth). We say that GSC does not grow with depth if log10 GSC changes by less than {FLAT:g} from depth
@@ -200,40 +202,41 @@ ratio with a limit c, we test the sign of the mean of late - c early over seeds.
 
 **Theory.** `GPT.mean_field(x)` predicts GSC for infinite width ([theory](../theory.md#transformers)). It uses the
 variances of the weights and the embeddings of each network. `gs.residual` measures the **skip share** of each branch:
-the squared norm of the Jacobian of the skip connection, divided by that of skip connection and branch together. The
-**squared length** is that of the residual stream after the last branch (with post-norm, before the norm), divided by
-that of the embedding. The **band of theory** is the range in which theory expects GSC of at least
-{100 * theory.COVERED:g} % of single networks.
+the squared Frobenius norm of the Jacobian of the skip connection, divided by that of skip connection and branch
+together. The **squared length** is the squared Euclidean norm of the residual stream after the last branch (with
+post-norm, before the normalization), divided by that of the embedding. The **band of theory** is the range of GSC in
+which theory expects at least {100 * theory.COVERED:g} % of single networks.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. They cover random weights, windows and probes. If a claim about
-theory has several intervals, they hold jointly (Bonferroni). All networks are at initialization, with one kind of MLP,
-one kind of norm and one length of text. Their width is small, and GSC depends on the width (study
-[depth_width](depth_width.md)). The expectation of a power or an exponential comes from multilayer perceptrons and does
-not cover attention.
+theory has several intervals, they are simultaneous (Bonferroni). All networks are at initialization, with one kind of
+MLP, one kind of norm and one length of text. Their width is small, and GSC depends on the width (study
+[depth_width](depth_width.md)). We expected a power or an exponential because of results for multilayer perceptrons,
+which have no attention.
 
 Claims and thresholds are those of an earlier sweep with other seeds (0 to 7), which measured GSC to the last block
 instead of the logits. Exploratory claims were added after that sweep. Tolerances for theory were set after a
 comparison with two networks of depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on
-exponential and power were extended from growth to decay.
+exponential and power were extended to networks whose GSC decays with depth.
 
-**Networks without normalization were dropped after the sweep.** Their stream grows exponentially, so attention scores
-soon exceed the precision of float32. GSC in float32 and in float64 then differ by orders of magnitude. The claim that
-their GSC does not explode was dropped with them. It was contradicted in the shallowest networks.
+**Networks without normalization were dropped after that earlier sweep.** Their residual stream grows exponentially with
+the depth, so float32 soon cannot represent their attention scores precisely enough. GSC in float32 and in float64 then
+differ by orders of magnitude. The claim that their GSC does not explode was dropped with these networks. The earlier
+sweep had contradicted this claim in the shallowest of them.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "growth": "GSC from the embedding to the logits of a GPT against its depth, with pre- and post-norm. The left "
-        f"axis of depth is linear, the right one is logarithmic. {BARS}",
+        "growth": "GSC from the embedding to the logits of a GPT against its depth, with pre- and post-norm. The depth "
+        f"axis is linear in the left panel and logarithmic in the right panel. {BARS}",
         "scaled": "GSC from the embedding to the logits of a GPT whose weights into the residual stream are scaled by "
         f"1 / sqrt(2 depth). {BARS}",
         "theory": "GSC from the embedding to the logits, against the number of blocks. Dots are single networks, and "
         "lines are mean-field theory. Theory expects at least 95 % of single networks in the shaded band.",
         "skips": f"Skip share of each branch in networks of {DEPTHS[-1]} blocks: squared norm of the Jacobian of the "
-        f"skip connection, divided by that of skip connection and branch. Lines are mean-field theory. {BARS}",
-        "lengths": "Squared length of the residual stream after the last branch (with post-norm, before its norm), "
-        f"divided by that of the embedding. Lines are mean-field theory. {BARS}",
+        f"skip connection, divided by that of skip connection and branch together. Lines are mean-field theory. {BARS}",
+        "lengths": "Squared length of the residual stream after the last branch (with post-norm, before the "
+        f"normalization), divided by that of the embedding. Lines are mean-field theory. {BARS}",
     },
     details=details,
     condensed=numbers.condensed,

@@ -66,7 +66,8 @@ def _lengths(frame: pd.DataFrame, norm: str) -> Claim:
     found = _differences(numbers.lengths(frame, norm), numbers.by_depth(frame, norm, "log10_square_growth_theory"))
     ratios = listed(f"{one:+} at depth {depth}" for depth, one in found.items())
     return Claim(
-        f"With {name(norm)}, theory predicts the squared length of the stream within {100 * (LENGTH - 1):.0f} %",
+        f"With {name(norm)}, theory predicts the squared length of the residual stream within "
+        f"{100 * (LENGTH - 1):.0f} %",
         means.all_of(*(one.within(0.0, math.log10(LENGTH)) for one in found.values())),
         f"log10 of (measured / predicted squared length): {ratios}; limit: {math.log10(LENGTH):.3f} for every depth",
     )
@@ -77,7 +78,7 @@ def _gsc(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, theory predicts the mean of log10 GSC over networks within {GSC:g}",
         means.all_of(*(one.within(0.0, GSC) for one in found.values())),
-        "measured - theory: "
+        "log10 GSC, measured - theory: "
         + listed(f"{one:+} at depth {depth}" for depth, one in found.items())
         + f"; limit: {GSC:g} for every depth",
     )

@@ -32,13 +32,13 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "Automatic differentiation agrees with the chain rule by hand, up to rounding",
             difference < ROUNDING,
-            f"largest relative difference of the three derivatives: {difference:.1e}",
+            f"largest relative difference, over the three derivatives: {difference:.1e}",
             identity=True,
         ),
         Claim(
-            "A chain of L sigmoids with weight 1 shrinks a gradient to 4^-L or less",
+            "A chain of L sigmoids with weight 1 multiplies a gradient by 4^-L or less",
             chains.excess(frame, plain) <= CHAIN_ROUNDING,
-            f"after {chains.UNITS} units: 10^{chains.last(frame, 'log10_chain', plain):.2f}; bound: "
+            f"factor over {chains.UNITS} units: 10^{chains.last(frame, 'log10_chain', plain):.2f}; bound: "
             f"10^{chains.last(frame, 'log10_chain_bound', plain):.2f}",
             identity=True,
         ),
@@ -80,7 +80,7 @@ def details(collected: Collected) -> str:
     larger = ", ".join(f"{numbers.rate(frame, *SIGMOID, scale).value:.3f} for {scale**2} / n" for scale in SCALES)
     inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
-        f"Factor per layer of the sigmoid network with larger weight variance: {larger}.\n\n"
+        f"Factor per layer of the sigmoid network, by its weight variance: {larger}.\n\n"
         f"Rate, mean field and verdict are those of GSC:\n\n{_network_table(frame)}\n\n"
         f"The chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
     )
@@ -100,7 +100,7 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
         f"In the network {labels.network_name([activation, norm])}, gradient norms change by less than a factor of "
         f"{KEPT:g} over {depth} layers",
         means.all_of(factor.above(1 / most), factor.below(most)),
-        f"factor per layer: {factor}; claimed: {1 / most:.3f} to {most:.3f}; over {depth} layers: "
+        f"factor per layer: {factor}; claimed: {1 / most:.3f} to {most:.3f}; factor over {depth} layers: "
         f"{factor.value**depth:.2g}",
     )
 
@@ -149,9 +149,9 @@ the loss is E = (t - y)^2 / 2. The sigmoid s has s' = s (1 - s), so the chain ru
 
 Autograd must give dE/dw1, dE/dw2 and dE/dw3, and `gs.measure` their absolute values.
 
-**Chains.** A chain has L units h_i = s(w h_(i-1) + b). Its derivative dh_L / dh_0 is a product of L factors w s', so it
-is at most (w / 4)^L. It is measured over {chains.UNITS} units for {" and for ".join(chains.LONG)}. The second choice
-keeps the units near their largest slope.
+**Chains.** A chain has L sigmoid units h_i = s(w h_(i-1) + b). Its derivative dh_L / dh_0 is a product of L factors
+w s'. The slope s' is at most 1/4, so the derivative is at most (w / 4)^L. We measure it over {chains.UNITS} units, for
+{" and for ".join(chains.LONG)}. The second choice keeps the units near their largest slope.
 
 **Networks.** The networks are fully connected, with depth {{model.depth}}, width {{model.width}} and a linear head for
 {{model.out_features}} classes, in {{dtype}}. Inputs are {{data.batch_size}} samples of Gaussian noise with random
@@ -163,17 +163,18 @@ the number of inputs of the layer. We measure:
 - the growth rate of GSC from every layer to the logits;
 - the standard deviation over samples of the pre-activations of the last layer.
 
-The **factor per layer** is the mean factor by which the gradient norm grows per layer, from the last layer back to the
-second.
+The **factor per layer** is the geometric mean of the factors by which the gradient norm grows from one layer to the
+layer before it, from the last layer back to the second.
 
 **Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]), which is at
-most sqrt(v) / 4 for any data. Larger weights raise this bound, so we also multiply the hidden weights of the sigmoid
-network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation, which removes the bound.
+most sqrt(v) / 4 for any data. Larger weights raise this bound. So we also multiply the hidden weights of the sigmoid
+network by {", ".join(map(str, SCALES))}, that is, v is {", ".join(str(scale**2) for scale in SCALES)}. Normalization
+divides by a standard deviation, which removes the bound.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer hold
-jointly (Bonferroni) for all {len(NETWORKS)} networks, and for all {len(SCALES)} scales of the weights. All networks are
-at initialization, have no biases, and have the same depth and width.
+Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer are
+simultaneous (Bonferroni) over the {len(NETWORKS)} networks, and over the {len(SCALES)} scales of the weights. All
+networks are at initialization, have no biases, and have the same depth and width.
 """,
     claims=claims,
     figures=figures.draw,
