@@ -77,7 +77,7 @@ def answer(collected: Collected) -> str:
     ).rstrip(";")  # fmt: skip
     return (
         f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output by a factor of more than "
-        f"{10**LEAST:.1f}, at equal numbers of parameters. The strongest remedies (explained below) are "
+        f"{10**LEAST:.1f}, at equal numbers of parameters. The strongest remedies (named as in the method) are "
         f"{listed(best)}. "
         f"{price[0].upper()}{price[1:]}."
     )
@@ -195,7 +195,7 @@ of parameters are equal within 1 %. The remedies are:
 
 - **wider**: the number of layers is divided by {FEWER}; wider layers keep the number of parameters equal
 - **residual**: blocks with skip connections compute f + V phi(norm(W f)), where f is the input of the block and phi the
-  activation; each block has two weight matrices V and W, so there are half as many blocks as layers before
+  activation; each block has two weight matrices, so there are half as many blocks as layers in the unchanged network
 - **batch norm**, **layer norm**, **plain**: batch, layer or no normalization of the pre-activations
 - **he**, **lecun**, **xavier**: Gaussian initial weights of variance 2 / fan-in, 1 / fan-in and
   2 / (fan-in + fan-out)
