@@ -38,9 +38,9 @@ def answer(collected: Collected) -> str:
     return (
         f'The signal "{WORDS[most]}" announces the divergence of {found.announced(warned)}, with a median lead of '
         f"{found.typical(warned)}, and is a false alarm in {found.false_alarms(most)} that do not diverge (the method "
-        f"defines the signals). A jump of the loss announces the divergence of {found.announced(loss)}, with a median lead "
-        f"of {found.typical(loss)}. "
-        f"During training at peak step size {LARGE:g}, log10 of the largest attention logit changes by "
+        f"defines the signals). A jump of the loss announces the divergence of {found.announced(loss)}, with a median "
+        f"lead of {found.typical(loss)}. During training at peak step size {LARGE:g}, log10 of the largest attention "
+        f"logit changes by "
         f"{logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak step size {TOO_LARGE[0]:g}, QK "
         f"norm delays the divergence by {delay} steps (negative: earlier)."
     )
