@@ -27,11 +27,11 @@ INTRODUCTION = (
 )
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 RULE = (
-    "Brackets after a number contain its 95 % interval. A claim is supported if it is true in the whole interval, "
-    "contradicted if it is false in the whole interval, and undecided otherwise. If a claim has several intervals, all "
-    "must support it, and one is enough to contradict it. A number without an interval is itself compared with the "
-    'limit. Other rules are stated in the claim or the method. "No spread": the ends of the interval are equal up to '
-    "rounding."
+    "Brackets after a number contain its 95 % interval. A claim is supported if every value in the interval agrees "
+    "with it, contradicted if no value agrees, and undecided otherwise. If a claim has several intervals, all must "
+    "support it, and one is enough to contradict it. If a number has no interval, the number itself decides. Some "
+    'claims have another rule, which the claim or the method states. "No spread": the ends of the interval are equal '
+    "up to rounding."
 )
 EXPLORATORY = 'Claims that begin with "Exploratory" were added after a first look at the data.'
 CHECKED = "*Checked* claims are theorems or identities, tested up to rounding. Only a bug could make them fail."
@@ -42,10 +42,11 @@ GLOSSARY = """
   GSC is the squared relative change of f_l, on average, divided by the squared relative change of f_k. Gradients
   explode if GSC grows with the number of layers between k and l. This definition is the squared convention: part of
   the literature calls the square root of this number GSC.
-- **Growth rate** of GSC, or rate: the factor by which GSC to the output grows per layer, towards the input.
+- **Growth rate** of GSC, or rate: GSC from a layer to the output, divided by GSC from the next layer to the output. A
+  fit over many layers gives one rate.
 - **Mean field** ([theory](../theory.md)): predictions for a network of infinite width with random weights.
-- **Names** of networks: tanh+layer has the activation tanh and layer normalization, tanh+batch has batch
-  normalization, and tanh has no normalization.
+- **Names** of networks give the activation and the normalization. For example, tanh+layer has the activation tanh and
+  layer normalization, tanh+batch has tanh and batch normalization, and tanh has no normalization.
 - Other terms are explained in the [glossary](../glossary.md).
 """
 CORES = 2

@@ -100,28 +100,29 @@ STUDY = Study(
     question="Does the growth of GSC per layer depend on the depth or on the width of the network?",
     use="""
 Measure the growth rate of an architecture on a small network. If the claims below are supported for the architecture,
-the rate of larger networks is the same within the tolerance. If theory covers the network, you can use the mean-field
-rate instead of a measurement. The error of the mean-field rate is about proportional to 1 / width.
+the rate of larger networks is the same within the tolerance. If mean-field theory covers the architecture, you can use
+the mean-field rate instead of a measurement. Its error is about proportional to 1 / width.
 """,
     method=f"""
 We measure {len(NETWORKS)} plain networks, each with the depths {{model.depth}} and the widths {{model.width}}, on
 {{data.batch_size}} samples of Gaussian noise, with {{num_seeds}} initializations each. GSC (squared convention) to the
 output is measured from {{measurement.num_sources}} equally spaced layers with {{measurement.num_probes}} random probes.
 The **rate** is the factor by which GSC grows per layer. It is fitted over the half of the network nearer the output
-(`gradscope.coefficients.growth`). Rates are compared by their natural logarithms.
+(`gradscope.coefficients.growth`). The **log rate** is its natural logarithm.
 
 A network is **within tolerance** over depth if its log rate at every depth differs by less than {TOLERANCE:g} from its
-log rate at the largest depth. Each of these log rates is a mean over the widths. Over width, the same definition holds
-with depth and width exchanged. The largest size is the reference, because the mean over all sizes would depend on the
-choice of sizes. A difference as large as the tolerance changes GSC by a factor of e over the deepest network. The
-interval of every difference must lie within the tolerance. Intervals are 95 % Student's t intervals over seeds. They
-are simultaneous (Bonferroni) over these differences and over {LOOKS} analyses: one with the first {FIRST_SEEDS}
-initializations, and one with all {{num_seeds}}.
+log rate at the largest depth. Each of these log rates is a mean over the widths. The whole interval of each difference
+must lie within the tolerance. Over width, the same definition holds with depth and width exchanged. A difference of
+{TOLERANCE:g} in the log rate changes GSC over all layers of the deepest network by a factor of e.
 
-A rate **depends on the depth** if the whole interval of its change from the smallest to the largest depth lies on one
-side of 0, even if the change is slight. The claim is contradicted if the interval contains 0 and lies within the
-tolerance: the rate then changes by less than the tolerance, if at all. The dependence on the width is tested in
-the same way. Intervals are simultaneous over these {len(SIZES) * len(NETWORKS)} tests and over the {LOOKS} analyses.
+Intervals are 95 % Student's t intervals over seeds. The data were analyzed {LOOKS} times: with the first {FIRST_SEEDS}
+initializations, and with all {{num_seeds}}. Intervals are simultaneous (Bonferroni) over both analyses, and over the
+differences of a network, one for each depth (or width) but the largest.
+
+A rate **depends on the depth** if the interval of its change from the smallest to the largest depth excludes 0, even if
+the change is slight. The claim is contradicted if the interval contains 0 and lies within the tolerance. The rate then
+changes by less than the tolerance, if at all. The dependence on the width is tested in the same way. Intervals are
+simultaneous over these {len(SIZES) * len(NETWORKS)} tests and over both analyses.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. The deviation of a
 finite network from mean field should be proportional to 1 / width. To test the limit, we fit a line to the log rate as
@@ -131,10 +132,10 @@ a function of 1 / width (least squares), and extrapolate this line to 1 / width 
 Intervals are 95 % Student's t intervals over initializations. The intervals in the table and for infinite width are not
 simultaneous. A first analysis of {FIRST_SEEDS} initializations could not decide whether SELU is within tolerance at
 every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log rates were
-compared instead of rates. The details give the verdicts of the added initializations alone. Probes add little error to
-a rate: far from the output, their noise changes log GSC of all layers by nearly the same amount. The study covers one
-batch size, which is smaller than every width. With batch normalization, a larger batch lowers the rate. In the first
-and last layers, GSC may grow at another rate.
+compared instead of rates. "All results" gives the verdicts of the added initializations alone. Random probes add little
+error to a rate. Far from the output, their noise changes log GSC of all layers by nearly the same amount, which does
+not change the rate. The study covers one batch size, which is smaller than every width. With batch normalization, a
+larger batch lowers the rate. In the first and last layers, GSC may grow at another rate.
 """,
     claims=claims,
     answer=answer,
@@ -144,9 +145,9 @@ and last layers, GSC may grow at another rate.
         "rates": "Growth rate of GSC per layer against the depth, one panel per network, one color per width. The gray "
         "band is the tolerance around the rate of the largest network. The dashed line is the mean-field prediction. "
         "Bars are 95 % intervals. Points are shifted slightly sideways.",
-        "width": "Log rate per layer minus log rate of mean field, against 1 / width. The lines are least-squares "
-        "fits, extrapolated to infinite width. Points of each network are shifted slightly sideways. Bars are 95 % "
-        "intervals.",
+        "width": "Deviation from mean field: natural logarithm of (measured rate / mean-field rate), against 1 / "
+        "width. The lines are least-squares fits, extrapolated to infinite width. Points of each network are shifted "
+        "slightly sideways. Bars are 95 % intervals.",
         "profiles": "log10 GSC minus the prediction of mean field (a straight line), against the distance from the "
         "output: one row per network, one column per depth. The growth rate is constant where a curve is straight. "
         "Bands are 95 % intervals over seeds.",

@@ -88,8 +88,9 @@ def _independent(runs: Runs) -> Claim:
     return Claim(
         says,
         all_of(*near.values()),
-        f"largest difference (independent - measured): {found[farthest]}, for {name(farthest)}; networks whose whole "
-        f"interval is farther than {NEAR:g} from 0: {outside or 'none'}",
+        f"effective depth with independent directions minus measured effective depth, in the network where it is "
+        f"farthest from 0 ({name(farthest)}): {found[farthest]}; networks whose whole interval is farther than "
+        f"{NEAR:g} from 0: {outside or 'none'}",
     )
 
 
@@ -116,7 +117,7 @@ def _certain(runs: Runs) -> Claim:
     return Claim(
         says,
         bool(widths.max() <= 1),
-        f"the effective depth is known exactly in {(widths == 0).sum()} of {len(widths)} runs; largest interval in the "
+        f"the effective depth is known exactly in {(widths == 0).sum()} of {len(widths)} runs; widest interval in the "
         f"other runs: {widths.max():.0f} {'layer' if widths.max() == 1 else 'layers'}",
     )
 
@@ -137,7 +138,7 @@ def answer(collected: Collected) -> str:
             stands.append(
                 f"the last {min(found):.0f} to {max(found):.0f} layers of deep networks {skips} skip connections"
             )
-    lost = f"If the loss may rise by {SUFFERS:g}, a first-order expansion in the changes by training can replace"
+    lost = f"If the loss may rise by {SUFFERS:g}, a first-order expansion in the weights can replace"
     return " ".join([*text, f"{lost} {listed(stands)}."])
 
 
@@ -164,7 +165,8 @@ def details(collected: Collected) -> str:
     parts = [columns, table([*header, "if independent", "replaceable"], rows)]
     if runs.failed:
         parts.append(
-            f"Left out, because training diverges with every learning rate for at least one seed: "
+            f"Left out ({len(runs.failed)} of {len(runs.failed) + len(runs.trained)} networks), because training "
+            f"diverges with every learning rate for at least one seed: "
             f"{listed(map(name, runs.failed))}."
         )
     return "\n\n".join(parts)
@@ -175,30 +177,35 @@ STUDY = Study(
     use="""
 Do not assume that training uses all layers. Also check the accuracy of a deep network: a network that hardly learns can
 have a large effective depth. With skip connections, a first-order expansion can replace about half of the layers or
-more, so the changes of these layers act almost independently of each other.
+more. The effects of training these layers then almost add up.
 """,
     method=f"""
-**Residual trick.** A trained layer l is the sum of the layer before training and the change by training. Its Jacobian
-is I_l + R_l, where I_l is the Jacobian of the layer before training, and R_l that of the change. The Jacobian of the
-network is the product of these sums over all layers. In the expanded product, C^k is the sum of the terms that contain
-R_l of exactly k layers: the joint contribution of k trained layers, computed exactly by
+**Residual trick.** Let J_l be the Jacobian of layer l of the trained network. I_l is the Jacobian of the same layer at
+the same input, but with the parameters before training. R_l = J_l - I_l is the change by training. The Jacobian of the
+network is the product of I_l + R_l over all layers. Expand this product. C^k is the sum of all its terms with exactly k
+factors R_l. It is the joint contribution of k trained layers, and follows from a recurrence over the layers:
 `C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
 
-The share of C^k is its norm divided by the sum of the norms of all contributions. The **effective depth** is the
-largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The residual trick and the name
-"effective depth" are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577). They bound C^k by norms of the
-layers; the definition by shares is ours. For comparison, we compute the effective depth that layers with independent
-directions would have, which depends only on the norms of I_l and R_l.
+**Effective depth.** The share of C^k is its norm divided by the sum of the norms of C^0, C^1, and so on. The
+**effective depth** is the largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The
+residual trick and the name "effective depth" are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577). They
+bound C^k by norms of the layers; the definition by shares is ours.
 
-**Taylor replacement.** A first-order expansion around the parameters before training replaces the last n layers
-(`gradscope.taylor_losses`). The expansion leaves out products of the changes of different layers. We report the
-largest n for which the loss on {TRIED} training digits rises by at most {SUFFERS:g}.
+**Independent directions.** For comparison, we compute the effective depth for the assumption that I_l and R_l of all
+layers have independent random directions. Squared norms of the terms then add up, and only the norms of I_l and R_l
+matter.
+
+**Taylor replacement.** The output is expanded to first order in the parameters of the last n layers, around their
+values before training (`gradscope.taylor_losses`). This expansion **replaces** the n layers. It leaves out products of
+the changes of different layers. We report the largest n for which the loss on {TRIED} training digits rises by at most
+{SUFFERS:g}.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
-momentum {MOMENTUM:g}. The networks are plain or have skip connections: f + V phi(norm(W f)), one layer per block.
-Numbers of layers include the linear head and, with skip connections, the linear stem. Each run uses the learning rate
-with the lowest final training loss. Effective depths are computed in float64 on a batch of digits. They are estimated
-from {PROBES} random vectors if batch normalization couples the samples, and exact otherwise.
+momentum {MOMENTUM:g}. The networks are plain or have skip connections. With skip connections, a block with input f
+computes f + V phi(norm(W f)), where phi is the activation; each block counts as one layer. Numbers of layers include
+the linear head and, with skip connections, the linear stem. Each run uses the learning rate with the lowest final
+training loss. Effective depths are computed in float64 on a batch of digits. They are estimated from {PROBES} random
+vectors if batch normalization couples the samples, and exact otherwise.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and

@@ -72,11 +72,13 @@ def answer(collected: Collected) -> str:
     price = told(
         {(MEASURES[m], NAMES[b]): _paid_for(found, b, m).holds for m in TESTED for b in BASELINES},
         "remedies that leave less GSC also leave less nonlinearity of {};",
-        "remedies that leave less GSC leave more nonlinearity of {};", "undecided: nonlinearity of {};",
+        "remedies that leave less GSC leave more nonlinearity of {};",
+        "it is undecided whether less GSC means less nonlinearity of {};",
     ).rstrip(";")  # fmt: skip
     return (
         f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output by a factor of more than "
-        f"{10**LEAST:.1f}, at equal numbers of parameters. The strongest remedies are {listed(best)}. "
+        f"{10**LEAST:.1f}, at equal numbers of parameters. The strongest remedies (named as in the method) are "
+        f"{listed(best)}. "
         f"{price[0].upper()}{price[1:]}."
     )
 
@@ -93,12 +95,12 @@ def details(collected: Collected) -> str:
     ]
     orders = (f"{numbers.correlation(b, own, 'nlc').value:.2f} for {NAMES[b]}" for b, own in found.items())
     parts = [
-        f"Remedies with log10 GSC below {LEAST:.2f} and more than {100 * MOSTLY:.0f} % of the unchanged network's "
+        f"Remedies that lower log10 GSC below {LEAST:.2f} and keep more than {100 * MOSTLY:.0f} % of the "
         f"nonlinearity of the outputs: {listed(examples)}. The rank correlation of GSC and NLC (not tested) is "
         f"{listed(orders)}."
     ]
     for baseline, by_remedy in found.items():
-        head = [NAMES[baseline], "log10 GSC, input to output", "rate per layer", "mean field", "not affine",
+        head = [NAMES[baseline], "log10 GSC, input to output", "rate per layer", "rate in mean field", "not affine",
                 "last layer not linear", "NLC"]  # fmt: skip
         order = sorted(by_remedy, key=lambda remedy: -by_remedy[remedy].total.mean())
         parts.append(table(head, [_row(baseline, remedy, by_remedy[remedy]) for remedy in order]))
@@ -161,7 +163,8 @@ def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
     return Claim(
         f"tanh with {REMEDIES[remedy]} weights keeps its last layer nonlinear",
         kept.above(KEPT),
-        f"linear fit error of the last layer, with these / with large weights: {kept}; required: above {KEPT:g}",
+        f"linear fit error of the last layer with {REMEDIES[remedy]} weights, divided by the error with large weights: "
+        f"{kept}; required: above {KEPT:g}",
     )
 
 
@@ -179,55 +182,74 @@ STUDY = Study(
     question="What helps against exploding gradients, and what does it cost?",
     answer=answer,
     use="""
-Reduce the depth, add skip connections, or change weights or normalization. The tables below rank the remedies for each
-network. Also check the nonlinearity: an affine map has no growth, but is useless.
+Reduce the depth, add skip connections, or change the initial weights or the normalization. The tables below rank the
+remedies for each network. Also check the nonlinearity: a network that is only an affine map has GSC near 1, but is
+useless.
 """,
     method=f"""
 Three exploding networks have depth {DEPTH}, width {WIDTH} and a linear head with {NUM_OUTPUTS} outputs: tanh with
 weight variance {BASELINES["tanh_large"]["weight_variance"]:g} / fan-in ("tanh with large weights"), ReLU with batch
 normalization ("relu+batch"), and SELU ("selu"). They are measured on {BATCH_SIZE} samples of Gaussian noise with
-{NUM_SEEDS} initializations. Each network is measured unchanged and with one change (a **remedy**). Numbers of
-parameters are equal within 1 %. The remedies are:
+{NUM_SEEDS} initializations. Each network is measured unchanged, and with one change at a time (a **remedy**). Numbers
+of parameters are equal within 1 %. The remedies are:
 
-- **wider**: the number of layers is divided by {FEWER}, and the layers are wider (equal number of parameters)
-- **residual**: skip connections f + V phi(norm(W f)), with two linear maps per block and half as many blocks
-- **batch norm**, **layer norm**: normalization of the pre-activations; **plain**: no normalization
-- initial weights **he** (variance 2 / fan-in), **lecun** (variance 1 / fan-in), **xavier** (in square layers the same
-  as lecun), **orthogonal**, **critical** (chi_1 = 1 in mean field, arXiv:1611.01232), **looks linear** (without
-  normalization, arXiv:1702.08591), and **LSUV** (arXiv:1511.06422, `gradscope.initializers.lsuv`)
+- **wider**: the number of layers is divided by {FEWER}; wider layers keep the number of parameters equal
+- **residual**: blocks with skip connections compute f + V phi(norm(W f)), where f is the input of the block and phi the
+  activation; each block has two weight matrices, so there are half as many blocks as layers in the unchanged network
+- **batch norm**, **layer norm**, **plain**: batch, layer or no normalization of the pre-activations
+- **he**, **lecun**, **xavier**: Gaussian initial weights of variance 2 / fan-in, 1 / fan-in and
+  2 / (fan-in + fan-out)
+- **orthogonal**: orthogonal initial weights
+- **critical**: Gaussian initial weights of the variance for which [χ₁](../glossary.md#theory) is 1 in mean field
+  (arXiv:1611.01232)
+- **looks linear**: initial weights that make a ReLU network linear, without normalization (arXiv:1702.08591)
+- **LSUV**: orthogonal initial weights, scaled until the outputs of each linear map have variance 1 (arXiv:1511.06422,
+  `gradscope.initializers.lsuv`)
 
-**Repeated networks.** In mean field, only the variance of the weights matters, so some changes give the same network as
-another change or as no change. For tanh without biases, critical and orthogonal have the same variance as lecun. Batch
-normalization cancels the scale of the weights, so xavier, orthogonal and LSUV do not change relu+batch. For SELU,
-orthogonal and LSUV do not change the variance. Repeated networks are marked †, compared with the network that they
-repeat, and not counted as remedies.
+**Repeated networks.** Mean field describes networks of infinite width, for which only the variance of the weights
+matters. In mean field, some remedies therefore repeat another network:
 
-**No finding is counted twice.** Three repetitions hold exactly at every width, so they are not claims: critical and
-lecun weights have the same distribution for tanh, and batch normalization cancels both the scale of xavier weights and
-the scale that LSUV gives to orthogonal weights. If "wider" keeps the rate per layer, it lowers GSC because there are
-fewer layers. Then only the rate is a claim.
+- tanh (without biases): critical and orthogonal weights have the same variance as lecun weights.
+- relu+batch: batch normalization cancels the scale of the weights, so xavier, orthogonal and LSUV weights change
+  nothing.
+- selu: orthogonal and LSUV weights have the same variance as the unchanged weights.
+
+These networks are marked †. They are compared with the network that they repeat, and not counted as remedies.
+
+**No finding is counted twice.** Three of these repetitions hold exactly, at every width, so they are not claims:
+
+- tanh: critical and lecun weights have the same distribution.
+- relu+batch: xavier weights have the distribution of the unchanged weights, up to a scale.
+- relu+batch: LSUV weights are orthogonal weights, up to a scale.
+
+Batch normalization cancels these scales. If "wider" does not change the rate per layer, it lowers GSC only because
+there are fewer layers. Then only the rate is a claim.
 
 **Growth** is log10 GSC (squared convention) from input to output. Growth per layer would be misleading, because
 networks with equal numbers of parameters differ in depth. A remedy **lowers** GSC if the whole interval of its change
-is below -{LEAST:.2f}. The value {LEAST:.2f} is the growth over {DEPTH} layers at the rate {1 + MARGIN:g}, the largest
-rate that `gradscope.growth` calls stable.
+of log10 GSC is below -{LEAST:.2f}. The value {LEAST:.2f} is the growth over {DEPTH} layers at the rate {1 + MARGIN:g},
+the largest rate that `gradscope.growth` calls stable.
 
-**Nonlinearity** is measured in three ways. "Not affine" is the fraction of the variance of the outputs that the best
-affine map of the inputs does not explain, on {NUM_FITTED} other samples, corrected for the number of fitted parameters.
-It is 0 for an affine map, and 1 if an affine map explains nothing. "Last layer not linear" is the linear fit error: the
-fraction of the variance of the activations of the last layer that one line per neuron (activation against
-pre-activation) does not explain. The third measure is the nonlinearity coefficient NLC (arXiv:1806.00179), which is 1
-for an affine map.
+**Nonlinearity** is measured in three ways:
 
-**Price.** For each of the three networks, growth and nonlinearity (means over seeds) of the unchanged network and its
-remedies are compared by Spearman's rank correlation. The two-sided p value is exact (permutation test). Because there
-are {NUM_TESTS} correlations, p must be below {SIGNIFICANCE:g} / {NUM_TESTS}. NLC is not tested: for Gaussian noise, its
-square is nearly GSC.
+- *Not affine* (nonlinearity of the outputs): the fraction of the variance of the outputs that the best affine map of
+  the inputs does not explain. It is measured on {NUM_FITTED} other samples, and corrected for the number of fitted
+  parameters. It is 0 for an affine map, and 1 if an affine map explains nothing.
+- *Last layer not linear* (linear fit error): for each neuron of the last hidden layer, a line is fitted to the
+  activation as a function of the pre-activation. The linear fit error is the fraction of the variance of the
+  activations that these lines do not explain.
+- *NLC*: the nonlinearity coefficient (arXiv:1806.00179), which is 1 for an affine map.
+
+**Price.** Does less growth cost nonlinearity? For each of the three networks, the unchanged network and its remedies
+are ranked by growth and by nonlinearity (means over seeds). Spearman's rank correlation compares the two rankings. The
+two-sided p value is exact (permutation test). Because there are {NUM_TESTS} correlations, p must be below
+{SIGNIFICANCE:g} / {NUM_TESTS}. NLC is not tested: if the inputs are Gaussian noise and the outputs have mean 0, the
+square of NLC is nearly GSC.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations. Differences are computed for each seed. In the tables,
 means of the linear fit error and of NLC are geometric. Intervals for changes of GSC are simultaneous (Bonferroni). Two
-choices were made after a first look at the data: the smallest change that counts, and which networks repeat others.
+choices were made after a first look at the data: the smallest change that counts, and which networks count as repeated.
 There are few remedies per network, so a real rank correlation may be undecided here. The study covers one depth, one
 number of parameters and Gaussian noise, all at initialization. A network that is nearly affine at initialization may
 become nonlinear during training.
@@ -239,8 +261,8 @@ become nonlinear during training.
         "Dots: means with 95 % intervals over seeds. Square: the unchanged network. Strokes: mean-field predictions, "
         "where they exist.",
         "cost": "Three measures of nonlinearity (rows) against growth from input to output, for each network (column). "
-        "Bars are 95 % intervals over seeds. Hollow markers: networks that mean field does not distinguish "
-        "from another network (marked † in the tables). Black square: the unchanged network.",
+        "Bars are 95 % intervals over seeds. Hollow markers: networks that are the same as another network "
+        "in mean field (marked † in the tables). Black square: the unchanged network.",
     },
     details=details,
 )

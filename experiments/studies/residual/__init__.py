@@ -69,7 +69,10 @@ def details(collected: Collected) -> str:
         law = [f"{mf.residual_rate(numbers.branch_rate(frame, branch), float(k)):.4f}" for k in DILUTIONS]
         rows.append([f"{name(branch)}, by the law", *law, f"{numbers.expected_exponent(frame, branch):.3f}"])
     head = ["branch", *(f"k = {k}" for k in DILUTIONS), "unit skips: exponent"]
-    words = "The table gives the growth rate of GSC per block at constant dilution k, and the exponent with unit skips."
+    words = (
+        "The table gives the growth rate of GSC per block at constant dilution k, and the exponent of the depth with "
+        "unit skips."
+    )
     return f"{words}\n\n{table(head, rows)}"
 
 
@@ -88,8 +91,8 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
     return Claim(
         f"A skip with dilution k = {dilution} divides GSC - 1 of {name(branch)} by k^2 + 1{where}",
         ratio.within(1.0, TOLERANCE),
-        f"rate: {means.mean(numbers.rates(frame, branch, dilution + width))}; by the law: {law:.4f}; (rate - 1) "
-        f"(k^2 + 1) with the skip / (rate - 1) without: {ratio}; {EQUAL}",
+        f"rate: {means.mean(numbers.rates(frame, branch, dilution + width))}; by the law: {law:.4f}; ratio of "
+        f"(rate - 1) (k^2 + 1) with the skip to rate - 1 without a skip: {ratio}; {EQUAL}",
     )
 
 
@@ -158,8 +161,8 @@ def _keeps(frame: pd.DataFrame) -> Claim:
     return Claim(
         "In a ReLU network with unit skips and without normalization, activations explode, but GSC does not",
         means.all_of(length.above(KEEPS), gsc.within(0.0, KEEPS)),
-        f"growth of log10 of the squared length over {DEPTH} blocks: {length}; required: above {KEEPS:g}; "
-        f"log10 GSC: {gsc}; required: within {KEEPS:g} of 0",
+        f"growth of log10 of the squared length of the activations over {DEPTH} blocks: {length}; required: above "
+        f"{KEEPS:g}; log10 GSC from the stem to the last block: {gsc}; required: within {KEEPS:g} of 0",
     )
 
 
@@ -200,55 +203,63 @@ normalization (relu+batch). We measure networks of {DEPTH} blocks and width {WID
 {NUM_PROBES} random probes.
 
 **Law of dilution** ("the law"). The **dilution** k of a block is the length (Euclidean norm) of its skip divided by the
-length of its branch, and r is GSC of the branch alone. If skip and branch are orthogonal, and their Jacobians too, GSC
-of the block is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So
-GSC - 1 is r - 1 divided by k^2 + 1.
+length of its branch. GSC of the branch alone is called r. If skip and branch are orthogonal, and their Jacobians too,
+GSC of the block is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So
+GSC of the block minus 1 is (r - 1) / (k^2 + 1).
 
-**Constant dilution.** Normalization gives branches of all blocks the same length. So with a skip weight s below 1, k
-converges to s / sqrt(1 - s^2) over the blocks. We choose s such that k = {", ".join(DILUTIONS)} (k = 0: no skip). The
-largest k is also measured at width {NARROW_WIDTH}. The **rate** is the growth factor of GSC per block. By the law, a
-skip divides rate - 1 by k^2 + 1. So for each seed, we divide (rate - 1) (k^2 + 1) with the skip by rate - 1 without a
-skip. The mean ratio must be within {100 * TOLERANCE:.0f} % of 1.
+**Constant dilution.** Normalization gives the branches of all blocks the same length. If the skip weight s is below 1,
+k therefore approaches s / sqrt(1 - s^2) from block to block. We choose s such that this limit is
+{", ".join(DILUTIONS)} (0: no skip). Networks with the largest k are also measured at width {NARROW_WIDTH}. The **rate**
+is the growth factor of GSC per block. By the law, a skip divides rate - 1 by k^2 + 1. So for each seed, we divide
+(rate - 1) (k^2 + 1) with the skip by rate - 1 without a skip. By the law, this ratio is 1. Its mean must be within
+{100 * TOLERANCE:.0f} % of 1.
 
-**Unit skips** (s = 1). The skip gets longer with every block, so k^2 is proportional to the depth. By the law, GSC
-approaches a power of the depth, depth^(r - 1), instead of the exponential r^depth. The **early growth** is the growth
-of log GSC per block from block {WINDOW[0]} to block {WINDOW[1]}, the **late growth** that from block {WINDOW[1]} to
-block {WINDOW[2]}. Late growth divided by early growth is 1 for an exponential and {POWER:.3f} for a power of the depth.
-The **exponent** is the growth of log GSC divided by the growth of log depth, from block {WINDOW[1]} to block
-{WINDOW[2]}. At these depths, the law does not predict a pure power yet. So we also compare both numbers with those of
-the law, where GSC is the product over blocks, with k and r from mean field.
+**Unit skips** (s = 1). The skip gets longer with every block, and k^2 is proportional to the depth. By the law, GSC
+from the stem approaches a power of the depth, depth^(r - 1), instead of the exponential r^depth. We measure two
+numbers:
+
+- **Late / early growth**: the growth of log GSC per block from block {WINDOW[1]} to block {WINDOW[2]}, divided by the
+  growth per block from block {WINDOW[0]} to block {WINDOW[1]}. It is 1 for an exponential, and {POWER:.3f} for a power
+  of the depth.
+- **Exponent**: the growth of log GSC from block {WINDOW[1]} to block {WINDOW[2]}, divided by the growth of log depth.
+
+At these depths, GSC by the law is not yet a pure power. So we also compute both numbers for GSC by the law, the product
+over blocks of (k^2 + r) / (k^2 + 1), with k and r from mean field. These are the numbers "by the law".
 
 **Single blocks.** In {NUM_BLOCKS} blocks of every network, we measure k, r and the GSC of the block. For each network
-and seed, we sum the measured GSC - 1 over these blocks, and the GSC - 1 that the law gives for the measured k and r.
-The mean ratio of the two sums over seeds must be within {100 * TOLERANCE:.0f} % of 1. (At k = 1, k and k^2 are equal,
-so networks with k = 1 do not test the power of k.)
+and seed, we divide two sums over these blocks: the sum of the measured GSC - 1, and the sum of GSC - 1 by the law, with
+the measured k and r. The mean of this ratio over seeds must be within {100 * TOLERANCE:.0f} % of 1. At k = 1, k and k^2
+are equal, so a law with k instead of k^2 would pass this test.
 
-**ReLU without normalization.** Two networks with unit skips have no normalization. In one, the branch has the form
-V relu(W f); in the other, the branch ends in the ReLU: relu(W f). Branches of both have r = 1, so the law predicts
-GSC 1 for any k. The mean of measured GSC divided by GSC of the law must be within {100 * STEADY:.0f} % of 1.
+**ReLU without normalization.** Two networks with unit skips have no normalization. The branch is V relu(W f) in one
+network, and relu(W f) in the other. Both branches have r = 1, so the law predicts GSC 1 for any k. For each network,
+the mean of measured GSC divided by GSC of the law must be within {100 * STEADY:.0f} % of 1.
 
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
-and width {RESNET_WIDTH}. We measure GSC from every block to the logits, on noise of the size of an image. We compare
-two numbers with and without skips: the growth of log GSC from the first to the last block, and the growth per block in
-the last stage divided by the growth per block in the first stage.
+and width {RESNET_WIDTH}. We measure GSC from every block to the logits, on Gaussian noise of the size of the images. We
+compare two numbers with and without skips:
+
+- the growth of log GSC from the first to the last block;
+- the growth per block in the last stage, divided by the growth per block in the first stage.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. They are not corrected for multiple comparisons, so some
 claims may be wrong by chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look at the data.**
-Mean field, and the law for random weights, hold in the limit of infinite width. At finite
-width the rate is different (study [depth_width](depth_width.md)), and a stronger skip does not necessarily make this
-difference smaller. The law does not cover the ResNet, whose blocks end in a ReLU and whose stages differ in width. All
-networks are at initialization.
+Mean field, and the law for random weights, hold in the limit of infinite width. Networks of finite width have other
+rates (study [depth_width](depth_width.md)). A longer skip does not necessarily make the relative error of rate - 1
+smaller. The law does not cover the ResNet, whose blocks end in a ReLU and whose stages differ in width. All networks
+are at initialization.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "law": "Growth rate of GSC per block, minus 1, against the dilution k (length of the skip divided by that of "
-        "the branch), for two kinds of branches. Bars are 95 % intervals over seeds. Dashed: law of dilution.",
+        "law": "Growth rate of GSC per block, minus 1, against the dilution k (length of the skip divided by the "
+        "length of the branch), for two kinds of branches. Bars are 95 % intervals over seeds. Dashed: law of "
+        "dilution.",
         "growth": "GSC from the stem to each block, one row per kind of branch. Left: several dilutions. Right: unit "
         "skips, with a logarithmic axis for the depth. Bars are 95 % intervals over seeds. Dashed: law of dilution.",
         "blocks": "GSC of single blocks, measured and by the law of dilution. Left: one marker per block. Right: sum "
-        "of measured (GSC - 1) divided by the sum of the law, with 95 % intervals over seeds. The gray band is the "
+        "of measured (GSC - 1) divided by the sum by the law, with 95 % intervals over seeds. The gray band is the "
         "tolerance.",
         "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections. Lines are means "
         'over seeds, bands one standard deviation. The legend gives GSC from the first block to the last ("in all").',

@@ -43,7 +43,7 @@ def announces(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" announces most failures',
         warned.most,
-        f"{warned}; most: above 50 %; median lead: {lead}",
+        f"announced: {warned}; required: above 50 %; median lead: {lead}",
     )
 
 
@@ -53,7 +53,7 @@ def early(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" announces most failures at least {EARLY} steps in advance',
         warned.most,
-        f"{warned}; most: above 50 %",
+        f"announced: {warned}; required: above 50 %",
     )
 
 
@@ -63,7 +63,7 @@ def silent(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" fires in less than {100 * MOST_FALSE_ALARMS:g} % of the runs that do not fail',
         None if (above := false.above(MOST_FALSE_ALARMS)) is None else not above,
-        f"{false}; rate in equally long monitoring: {alarms.matched(name)}",
+        f"false alarms: {false}; rate in equally long monitoring: {alarms.matched(name)}",
     )
 
 
@@ -75,7 +75,7 @@ def first(alarms: Alarms) -> Claim:
     others = ", ".join(f"{WORDS[name]} {firsts[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
         'The signal "update" is first (alone or with others) in most announced failures',
-        update.most, f"{update}; most: above 50 %; runs in which other signals are first: {others}",
+        update.most, f"first: {update}; required: above 50 %; runs in which other signals are first: {others}",
     )  # fmt: skip
 
 
