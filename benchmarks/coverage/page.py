@@ -20,9 +20,9 @@ The 95 % interval of a [growth rate](../../docs/glossary.md#coefficients) contai
 the cases. This is the average over {cells} cells, which are defined below. In cells that were not used to tune the
 method, the share is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
 
-Each cell has {measured} networks. The standard error of a cell's coverage is therefore about {error:.1%} for single
-networks. For groups it is {error4:.1%} or more, because there are fewer groups, and groups share networks. Everything
-was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
+The coverage of a cell is a share of {measured} networks. Its standard error is therefore about {error:.1%} for single
+networks. For groups of networks it is {error4:.1%} or more, because there are half as many groups, and groups share
+networks. Everything was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
 
 ## How well do intervals hold?
 
@@ -53,10 +53,14 @@ single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of
 mean; in others, each network has a slope of its own. A ratio of variances between networks tells the kinds apart: the
 variance of the total change over the fitted rows, divided by the sum of the variances of the changes from row to row.
 If these changes were independent, the ratio would be 1. It runs from {long_low:.2f} ({long_low_where}) to
-{long_high:.2f} ({long_high_where}). A single curve hardly shows the ratio. The changes of neighboring rows correlate by
-0.1 or less, and the standard error of such a correlation is 0.14 for 49 changes and 0.33 for nine. So every interval
-must be wide enough for the largest ratio. If it covers 93 % of the networks with the largest ratio, it is at least
-{limit:.2f} times as wide as the ideal one for networks with the smallest ratio.
+{long_high:.2f} ({long_high_where}).
+
+A single curve hardly shows this ratio. The changes of neighboring rows correlate by 0.1 or less, and the standard error
+of such a correlation is 0.14 for 49 changes and 0.33 for nine. So every interval must be wide enough for the largest
+ratio. For changes of equal variance, the ideal width is proportional to the square root of the ratio. The ideal
+interval covers 95 %, which takes 1.96 standard deviations; coverage of 93 % takes 1.81. An interval with coverage of 93
+% at the largest ratio is therefore √({long_high:.2f} / {long_low:.2f}) · 1.81 / 1.96 = {limit:.2f} times as wide as the
+ideal one at the smallest ratio.
 
 Three other sets of prior weights were tried on the first 48 networks of each kind. With them, the median width of
 intervals fell by up to 6 %, but the coverage of ReLU networks with batch normalization fell by up to 2 %. Groups of
@@ -69,10 +73,10 @@ group.
 
 ## How often is each verdict given?
 
-The rate of a network is a result, so it cannot be chosen. Therefore the profiles of log GSC, from exact Jacobians, were
-turned: a straight line was added to all profiles of one kind of network. Its slope makes the rate of all these networks
-together equal to the true rate in the table. The table has means over the 54 kinds of networks;
-[characteristics.csv](characteristics.csv) has each kind.
+The rate of a network is measured, so a true rate such as 1.01 cannot be chosen. Therefore a straight line was added to
+the curves of log GSC against depth, from exact Jacobians. All curves of one kind of network got the same line. Its
+slope makes the rate of all these networks together equal to the true rate in the first column. The table has means over
+the 54 kinds of networks; [characteristics.csv](characteristics.csv) has each kind.
 
 {characteristics}
 
@@ -93,8 +97,8 @@ describes it.
 
 ## Are coordinate checks right?
 
-[scaling.csv](scaling.csv) has the verdicts of the coordinate checks in `python -m benchmarks.scaling`;
-[benchmarks](../../benchmarks/README.md) describes the networks.
+[scaling.csv](scaling.csv) has the verdicts of the [coordinate checks](../../docs/comparing.md#coordinate-check) in
+`python -m benchmarks.scaling`; [benchmarks](../../benchmarks/README.md) describes the networks.
 
 ## Are repairs on target?
 
