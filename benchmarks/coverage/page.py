@@ -39,15 +39,15 @@ the share of verdicts that are decided but differ from the verdict for the true 
 {architectures}
 
 The median width over all cells is {width:.2f} times the ideal one. The coverage is below 93 % in {below} of {cells}
-cells. If every interval held with probability 95 %, chance alone would put about {expected:.0f} cells below 93 %. In
-these cells, the coverage is below 93 % by more than chance (level 1 %): {named}.
+cells. If every interval held with probability 95 %, chance alone would put about {expected:.0f} cells below 93 %. A
+binomial test (level 1 %) shows a true coverage below 93 % only here: {named}.
 
 The interval averages over several models of log GSC. Their prior [weights](../../docs/glossary.md#coefficients) were
 chosen on simulated random walks and on networks of width 50. Some definitions changed after results had been seen.
-After 48 networks per cell, the spread between networks and the true rate were defined anew. After 200 networks per
-cell, the rate of several networks was defined anew, and so were the rows next to the target that are left out. Networks
-that were measured later had no influence on the method. Intervals from these later networks cover {fresh1:.1%} for
-single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
+After 48 networks per cell, two definitions changed: that of the true rate, and that of the spread between networks.
+After 200 networks per cell, two more changed: that of the rate of several networks, and that of the rows next to the
+target that are left out. Networks that were measured later had no influence on the method. Intervals from these later
+networks cover {fresh1:.1%} for single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
 
 **The interval of a single network cannot be ideal.** In some kinds of networks, the curve of log GSC returns to its
 mean; in others, each network has a slope of its own. A ratio of variances between networks tells the kinds apart: the
@@ -80,8 +80,8 @@ the 54 kinds of networks; [characteristics.csv](characteristics.csv) has each ki
 
 {characteristics}
 
-The cell with the most wrong verdicts has {worst:.1%} ({worst_where}). The number of cells in which the share of wrong
-verdicts is above 2.5 % by more than chance (level 1 %) is {beyond}.
+In the cell with the most wrong verdicts, {worst:.1%} are wrong ({worst_where}). The number of cells in which a binomial
+test (level 1 %) shows more than 2.5 % wrong verdicts is {beyond}.
 
 ## Which faults are found?
 
