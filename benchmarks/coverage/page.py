@@ -20,9 +20,9 @@ The 95 % interval of a [growth rate](../../docs/glossary.md#coefficients) contai
 the cases. This is the average over {cells} cells, which are defined below. In cells that were not used to tune the
 method, the share is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
 
-The coverage of a cell is a share of {measured} networks. Its standard error is therefore about {error:.1%} for single
-networks. For groups of networks it is {error4:.1%} or more, because there are half as many groups, and groups share
-networks. Everything was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
+The coverage of a cell is measured with {measured} networks. Its standard error is therefore about {error:.1%} for
+single networks. For groups of networks it is {error4:.1%} or more, because there are half as many groups, and groups
+share networks. Everything was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
 
 ## How well do intervals hold?
 
