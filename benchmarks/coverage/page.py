@@ -20,9 +20,9 @@ The 95 % interval of a [growth rate](../../docs/glossary.md#coefficients) contai
 the cases. This is the average over {cells} cells, which are defined below. In cells that were not used to tune the
 method, the share is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
 
-Each cell has {measured} networks. The standard error of a cell's coverage is therefore about {error:.1%} for single
-networks. For groups it is {error4:.1%} or more, because there are fewer groups, and groups share networks. Everything
-was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
+The coverage of a cell is measured with {measured} networks. Its standard error is therefore about {error:.1%} for
+single networks. For groups of networks it is {error4:.1%} or more, because there are half as many groups, and groups
+share networks. Everything was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
 
 ## How well do intervals hold?
 
@@ -39,24 +39,28 @@ the share of verdicts that are decided but differ from the verdict for the true 
 {architectures}
 
 The median width over all cells is {width:.2f} times the ideal one. The coverage is below 93 % in {below} of {cells}
-cells. If every interval held with probability 95 %, chance alone would put about {expected:.0f} cells below 93 %. In
-these cells, the coverage is below 93 % by more than chance (level 1 %): {named}.
+cells. If every interval held with probability 95 %, chance alone would put about {expected:.0f} cells below 93 %. A
+binomial test (level 1 %) shows a true coverage below 93 % only here: {named}.
 
 The interval averages over several models of log GSC. Their prior [weights](../../docs/glossary.md#coefficients) were
 chosen on simulated random walks and on networks of width 50. Some definitions changed after results had been seen.
-After 48 networks per cell, the spread between networks and the true rate were defined anew. After 200 networks per
-cell, the rate of several networks was defined anew, and so were the rows next to the target that are left out. Networks
-that were measured later had no influence on the method. Intervals from these later networks cover {fresh1:.1%} for
-single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
+After 48 networks per cell, two definitions changed: that of the true rate, and that of the spread between networks.
+After 200 networks per cell, two more changed: that of the rate of several networks, and that of the rows next to the
+target that are left out. Networks that were measured later had no influence on the method. Intervals from these later
+networks cover {fresh1:.1%} for single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
 
 **The interval of a single network cannot be ideal.** In some kinds of networks, the curve of log GSC returns to its
 mean; in others, each network has a slope of its own. A ratio of variances between networks tells the kinds apart: the
 variance of the total change over the fitted rows, divided by the sum of the variances of the changes from row to row.
 If these changes were independent, the ratio would be 1. It runs from {long_low:.2f} ({long_low_where}) to
-{long_high:.2f} ({long_high_where}). A single curve hardly shows the ratio. The changes of neighboring rows correlate by
-0.1 or less, and the standard error of such a correlation is 0.14 for 49 changes and 0.33 for nine. So every interval
-must be wide enough for the largest ratio. If it covers 93 % of the networks with the largest ratio, it is at least
-{limit:.2f} times as wide as the ideal one for networks with the smallest ratio.
+{long_high:.2f} ({long_high_where}).
+
+A single curve hardly shows this ratio. The changes of neighboring rows correlate by 0.1 or less, and the standard error
+of such a correlation is 0.14 for 49 changes and 0.33 for nine. So every interval must be wide enough for the largest
+ratio. For changes of equal variance, the ideal width is proportional to the square root of the ratio. The ideal
+interval covers 95 %, which takes 1.96 standard deviations; coverage of 93 % takes 1.81. An interval with coverage of 93
+% at the largest ratio is therefore √({long_high:.2f} / {long_low:.2f}) · 1.81 / 1.96 = {limit:.2f} times as wide as the
+ideal one at the smallest ratio.
 
 Three other sets of prior weights were tried on the first 48 networks of each kind. With them, the median width of
 intervals fell by up to 6 %, but the coverage of ReLU networks with batch normalization fell by up to 2 %. Groups of
@@ -69,15 +73,15 @@ group.
 
 ## How often is each verdict given?
 
-The rate of a network is a result, so it cannot be chosen. Therefore the profiles of log GSC, from exact Jacobians, were
-turned: a straight line was added to all profiles of one kind of network. Its slope makes the rate of all these networks
-together equal to the true rate in the table. The table has means over the 54 kinds of networks;
-[characteristics.csv](characteristics.csv) has each kind.
+The rate of a network is measured, so a true rate such as 1.01 cannot be chosen. Therefore a straight line was added to
+the curves of log GSC against depth, from exact Jacobians. All curves of one kind of network got the same line. Its
+slope makes the rate of all these networks together equal to the true rate in the first column. The table has means over
+the 54 kinds of networks; [characteristics.csv](characteristics.csv) has each kind.
 
 {characteristics}
 
-The cell with the most wrong verdicts has {worst:.1%} ({worst_where}). The number of cells in which the share of wrong
-verdicts is above 2.5 % by more than chance (level 1 %) is {beyond}.
+In the cell with the most wrong verdicts, {worst:.1%} are wrong ({worst_where}). The number of cells in which a binomial
+test (level 1 %) shows more than 2.5 % wrong verdicts is {beyond}.
 
 ## Which faults are found?
 
@@ -93,8 +97,8 @@ describes it.
 
 ## Are coordinate checks right?
 
-[scaling.csv](scaling.csv) has the verdicts of the coordinate checks in `python -m benchmarks.scaling`;
-[benchmarks](../../benchmarks/README.md) describes the networks.
+[scaling.csv](scaling.csv) has the verdicts of the [coordinate checks](../../docs/comparing.md#coordinate-check) in
+`python -m benchmarks.scaling`; [benchmarks](../../benchmarks/README.md) describes the networks.
 
 ## Are repairs on target?
 
