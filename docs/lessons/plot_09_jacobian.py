@@ -26,7 +26,7 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 # :math:`f(x) + J\,\Delta x`. The figure shows the images of a square grid around :math:`x` under
 # both maps.
 #
-# **Change these:** the half side of the grid, the point, the depth and the variance of the
+# **Change these:** half the side of the grid, the point, the depth and the variance of the
 # weights.
 
 EXTENT = 0.3
