@@ -2,9 +2,9 @@
 Do the gradients of my network explode?
 =======================================
 
-A small random change of a layer grows or shrinks on its way to the output.  The Gradient Scale Coefficient (GSC) is the
-mean square of this factor, if each change is divided by the length of its layer.  One call measures GSC for every
-layer.
+A small random change of a layer grows or shrinks on its way to the output.  The Gradient Scale Coefficient (GSC) of a
+layer is the mean squared relative change of the output, divided by the squared relative change of the layer.  One call
+measures GSC for every layer.
 """
 
 import matplotlib.pyplot as plt

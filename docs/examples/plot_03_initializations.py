@@ -31,8 +31,8 @@ comparison = gs.compare_models({"small": network(0.8), "critical": network(1.0),
 print(comparison)
 
 # %%
-# With a probability of 95 %, the intervals from ``low`` to ``high`` contain the true ratios of all pairs of rates.
-# Each verdict above holds by itself with 95 %.
+# With a probability of 95 %, the intervals from ``low`` to ``high`` contain the true ratios of all pairs of rates at
+# once.  The intervals of the rates printed above are not simultaneous: each one has the level 95 % by itself.
 
 comparison.differences[["model", "other", "ratio", "low", "high", "differ"]].round(3)
 

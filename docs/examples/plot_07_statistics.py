@@ -22,7 +22,7 @@ frames[0]["quantity"].unique()
 
 # %%
 # Sign diversity is the mean over neurons of min(P, N) / (P + N), for P positive and N negative pre-activations.  If it
-# is near 0, a ReLU network is nearly linear: each unit is active for all samples, or for none.
+# is near 0, a ReLU network is nearly linear: nearly every neuron is active for almost all samples, or for almost none.
 
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for frame, style in zip(frames, ("-", "--"), strict=True):

@@ -34,5 +34,5 @@ gs.plots.positions(found.lag_profile())
 plt.show()
 
 # %%
-# *Mean GSC of a block against the lag, with 95 % intervals.  The curve leaves out all blocks whose source is the first
-# position.  Their means are the circles at the left end.*
+# *Mean GSC of a block against the lag, with 95 % intervals; one curve per layer.  The curves leave out all blocks whose
+# source is the first position.  The circle of each layer, left of the curves, is the mean of these blocks.*

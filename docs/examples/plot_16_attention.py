@@ -24,10 +24,11 @@ heads = gs.attention(model, tokens)
 print(heads)
 
 # %%
-# A relative entropy of 1 is uniform attention over all visible keys; 0 is attention to a single key.
+# The relative entropy is the entropy of the attention weights divided by ln n, for n visible keys.  It is 1 for uniform
+# attention, and 0 for attention to a single key.
 
 heads.plot()
 plt.show()
 
 # %%
-# *Relative entropy and largest logit of every head.  Head 1 of block 2 attends to single keys.*
+# *Entropy / ln n (for n visible keys) and largest logit of every head.  Head 1 of block 2 attends to single keys.*

@@ -3,7 +3,7 @@ Which layer is wrong?
 =====================
 
 ``gs.compare`` runs each layer and the similar layers of the network (its siblings) on the same input.  It names the
-first layer whose output differs from the outputs of its siblings.
+layer that differs most from its siblings.
 """
 
 import torch

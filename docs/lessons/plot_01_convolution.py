@@ -103,9 +103,9 @@ if PADDING == "circular":
 # to shifts that it does not divide, because the kernel then lands on other pixels of the shifted
 # image. Zero padding breaks equivariance at the border: set ``PADDING = "zeros"`` to see it.
 #
-# The mean over all positions makes an equivariant map invariant. A single pooling layer does not
-# make it invariant. In the :doc:`study of pooling </docs/studies/pooling>`, images are shifted by
-# one pixel, which changes their feature maps. Max pooling multiplies this change by 0.87, and
+# The mean over all positions makes an equivariant map invariant. A single pooling layer is not
+# enough for invariance. In the :doc:`study of pooling </docs/studies/pooling>`, images are shifted
+# by one pixel, which changes their feature maps. Max pooling multiplies this change by 0.87, and
 # average pooling by 0.68. After max pooling, the change is still 0.25 of the distance between the
 # maps of two different images. After average pooling, it is 0.20 of this distance.
 

@@ -71,8 +71,8 @@ for name, derivative in zip(("w1", "w2", "w3"), by_hand, strict=True):
 # A chain of :math:`L` units :math:`h_l = s(w h_{l-1} + b)` has the derivative :math:`\partial h_L
 # / \partial h_0 = \prod_l w\, s'(w h_{l-1} + b)`, which is at most :math:`(|w| / 4)^L`. With
 # :math:`w = 1`, the gradient vanishes for any bias. With :math:`|w| > 4`, the bound grows with
-# :math:`L`. Whether the gradient itself grows depends on the values of the units: a bias of
-# :math:`-w/2` keeps their inputs near 0, where the slope is largest, if :math:`h_0 = 1/2`.
+# :math:`L`. Whether the gradient itself grows depends on the values of the units. With the bias
+# :math:`-w/2` and :math:`h_0 = 1/2`, the input of every sigmoid is 0, where the slope is largest.
 #
 # **Change these:** weight and bias of each chain, and the number of units.
 
@@ -132,8 +132,8 @@ assert per_layer < 1.1 * math.sqrt(WEIGHT_VARIANCE) / 4
 
 # %%
 # The :doc:`study of vanishing gradients </docs/studies/vanishing>` measures sigmoid networks with
-# variance :math:`1/n`: per layer, the gradient is multiplied by 0.2358 (95 % interval 0.2332 to
-# 0.2385, over 8 networks). The slope is not all that matters: with larger weights or
+# variance :math:`1/n`: per layer, the norm of the gradient is multiplied by 0.2358 (95 % interval
+# 0.2332 to 0.2385, over 8 networks). The slope is not all that matters: with larger weights or
 # normalization, the gradient can keep its size, or even explode.
 #
 # Exercises

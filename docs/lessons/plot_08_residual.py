@@ -37,8 +37,8 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 #
 # So the skip divides GSC - 1, the growth in one block, by :math:`k^2 + 1`. The experiment measures
 # this in a network of blocks with :math:`b(f) = V\varphi(\mathrm{norm}(Wf))`. Normalization keeps
-# the length of the branch constant. The skip weight :math:`s = k / \sqrt{k^2 + 1}` then gives the
-# dilution :math:`k`.
+# the length of the branch constant. With the skip weight :math:`s = k / \sqrt{k^2 + 1}`, the length
+# of the activations approaches a constant, for which the dilution is :math:`k`.
 #
 # **Change these:** the dilutions, the activation (such as ``"relu"``), the depth and the width.
 
@@ -79,7 +79,7 @@ for k, found, expected in zip(DILUTIONS, rates, law, strict=True):
 
 # %%
 # The :doc:`study of skip connections </docs/studies/residual>` measures by which factor a skip
-# divides GSC - 1. In 5 of 8 cases (two kinds of blocks, four dilutions), it is shown to be
+# divides GSC - 1. In 5 of 8 cases (two kinds of blocks, four dilutions), this factor is shown to be
 # :math:`k^2 + 1` within 10 %. If the skip has weight 1, the activations get longer with every
 # block, while a normalized branch keeps its length. So the dilution grows with depth, and GSC
 # grows more slowly than exponentially. In a ResNet with 32 layers, GSC from the first to the last
@@ -129,11 +129,11 @@ plt.show()
 # *Norm of the joint contribution of k trained layers, divided by the sum of these norms over all
 # k. The gray line is a millionth, the tolerance that defines effective depth.*
 #
-# Both networks have 21 layers, but far fewer act together. In the :doc:`study of effective depth
-# </docs/studies/effective_depth>`, deep networks that learn have up to 52 layers and an effective
-# depth of 10.2 to 13.4. The study does not show that skip connections increase the effective
-# depth. A large effective depth is not a success by itself: a network with batch normalization
-# that hardly learns has an effective depth of 37.6.
+# Both networks have 21 layers, but a far smaller effective depth. In the :doc:`study of effective
+# depth </docs/studies/effective_depth>`, deep networks that learn have up to 52 layers and an
+# effective depth of 10.2 to 13.4. The study does not show that skip connections increase the
+# effective depth. A large effective depth is not a success by itself: a network with batch
+# normalization that hardly learns has an effective depth of 37.6.
 #
 # Exercises
 # ---------

@@ -26,7 +26,7 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 # :math:`f(x) + J\,\Delta x`. The figure shows the images of a square grid around :math:`x` under
 # both maps.
 #
-# **Change these:** the half side of the grid, the point, the depth and the variance of the
+# **Change these:** half the side of the grid, the point, the depth and the variance of the
 # weights.
 
 EXTENT = 0.3
@@ -156,9 +156,10 @@ print(f"effective rank at the last layer: Gaussian {rank:.1f}, orthogonal {full_
 # The quadratic mean stays near 1, so its logarithm stays near 0, while the volume collapses. So a
 # few directions carry the norm of the Jacobian, and most other directions are lost. The
 # **effective rank** :math:`(\sum s_i^2)^2 / \sum s_i^4` counts the directions that carry the norm.
-# In the linear networks of the :doc:`study of the Jacobian </docs/studies/jacobian>`, the logarithm
-# of the geometric mean changes by -0.515 per layer. The effective rank at the last layer is 2.3,
-# of at most 100. The volume of tanh and SELU networks collapses as well.
+# In the linear networks with Gaussian weights of the :doc:`study of the Jacobian
+# </docs/studies/jacobian>`, the logarithm of the geometric mean changes by -0.515 per layer. The
+# effective rank at the last layer is 2.3, of at most 100. The volume of tanh and SELU networks
+# collapses as well.
 #
 # Exercises
 # ---------

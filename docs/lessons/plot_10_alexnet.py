@@ -101,13 +101,13 @@ for key, name in names.items():
     print(f"{name}: GSC falls in {(own < 0).sum()} of {len(own)} units, most in {own.idxmin()} ({own.min():+.2f})")
 
 # %%
-# Before training, all units of a network have similar GSC. After training, GSC depends on the
-# unit: at the first ReLU it is about ten times smaller than before, and at the input it has
-# changed by less than a factor of two. The :doc:`study of trained AlexNets
-# </docs/studies/trained_alexnet>` adds intervals. The mean of GSC over the runs falls in 14 of 15
-# units of AlexNet A and in 13 of 13 units of AlexNet B. But three runs are few: the whole 95 %
-# interval of the change is negative in only 7 units of AlexNet A and in only 9 units of AlexNet B.
-# In no unit is the whole interval positive.
+# A **unit** is here a layer, an activation or a pooling. Before training, all units of a network
+# have similar GSC. After training, GSC depends on the unit: at the first ReLU it is about ten
+# times smaller than before, and at the input it has changed by less than a factor of two. The
+# :doc:`study of trained AlexNets </docs/studies/trained_alexnet>` adds intervals. The mean of GSC
+# over the runs falls in 14 of 15 units of AlexNet A and in 13 of 13 units of AlexNet B. But three
+# runs are few: the whole 95 % interval of the change is negative in only 7 units of AlexNet A and
+# in only 9 units of AlexNet B. In no unit is the whole interval positive.
 #
 # A few epochs of one training recipe say nothing about longer training. The practical advice is
 # simple: measure GSC again after training, because GSC at initialization does not describe the
