@@ -76,7 +76,7 @@ def compare(
     Raises:
         UnreadableError: Theory does not cover the network, but is needed: ``expected`` has an "initialization", or no
             four layers are siblings.  The message names the unsupported part of the network.
-        ValueError: ``expected`` has another key or value, or ``prediction`` does not fit the network.
+        ValueError: ``expected`` has an unknown key or an invalid value, or ``prediction`` does not fit the network.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
 
