@@ -52,7 +52,7 @@ class EffectiveDepth:
     - ``log10_stderr``: standard errors of ``log10_values``, over samples if ``num_probes`` is 0, else over probes.
     - ``freedom``: degrees of freedom of these errors, by `gradscope.estimates.satterthwaite`.
     - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F for the Jacobian J of the network.  It is 0 if
-      all C^lambda have one direction.  It is large if they cancel, as when training has replaced a unit's function.
+      all C^lambda have the same direction, and large if they cancel, as when training replaced a unit's function.
     - ``layers``: names of the units in execution order.
     - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
 
@@ -115,7 +115,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        The first two (see `log10_independent`) have one row per lambda, in the column ``index``.  A unit has one change.
+        The first two have one row per lambda (column ``index``), a change one per unit.  See also `log10_independent`.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}

@@ -71,7 +71,7 @@ class Monitor:
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue; records then lack the non-finite numbers.
         check_every: Steps between two checks of losses and gradients.  Default: 1 on a CPU.  On other devices, where a
             check must wait for the device, losses and gradients are checked at records and at least every 50 steps.
-        save_to: Folder.  If a loss or gradient is not finite, its file ``nonfinite.pt`` gets the batch and model state.
+        save_to: Folder.  If a loss or gradient is not finite, ``nonfinite.pt`` there keeps the batch and model state.
         report: Called with the frame of each record as soon as the record is taken; its errors stop the training.
         sinks: Trackers that receive each record, as for `gradscope.sinks.Sinks`: ``gs.sinks.TensorBoard(folder)``,
             ``gs.sinks.MLflow(folder)``, a run of wandb or trackio.  A sink that fails only causes a warning.

@@ -82,10 +82,10 @@ def diff(
         generator: Source of the probes.  Default: a fixed seed.
 
     To find the layers that differ, each module of b receives the inputs that its partner received in a.  Partners have
-    equal names, or equal shapes and neighbors.  A layer differs if the relative distance of its two outputs exceeds
-    four times the sum of the rounding errors of both models.  These errors are measured on copies of a in other dtypes
-    (`gradscope.comparing.differences.rounding`).  GSC, a length or a statistic differs if its change exceeds rounding,
-    and the interval of the change, if known, excludes 0.
+    equal names, or equal shapes and neighbors.  A layer differs if the relative distance between its outputs in a and b
+    exceeds four times the sum of the rounding errors of both models.  These errors are measured on copies of a in other
+    dtypes (`gradscope.comparing.differences.rounding`).  GSC, a length or a statistic differs if its change exceeds
+    rounding, and the interval of the change, if known, excludes 0.
 
     Returns:
         A `Difference`.  ``print`` shows the first layer that differs, and layers without a partner.
