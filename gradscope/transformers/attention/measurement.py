@@ -96,7 +96,7 @@ class AttentionHeads:
         return self.description
 
     def plot(self, **options: Any) -> Any:
-        """Return matplotlib Axes with maps of heads and layers; options are those of `gradscope.plots.attention`."""
+        """Return matplotlib Axes, one map of layers against heads per quantity; see `gradscope.plots.attention`."""
         # Imported on first use, because matplotlib is slow to import.
         return importlib.import_module("gradscope.plots").attention(self.frame, **options)
 
