@@ -36,7 +36,7 @@ _WORD_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Deflated:
-    """A value for ``probes=`` of `gsc` and `gsc_matrix`: ``rank`` fixed directions, and ``num`` random probes.
+    """Option ``probes=`` of `gsc` and `gsc_matrix`: exact in ``rank`` directions, ``num`` random probes for the rest.
 
     The directions span a subspace of the target into which deep Jacobians mostly map.  The part of |J|_F^2 in this
     subspace is computed exactly, and the random probes estimate the rest.  ``Deflated(0, n)`` means n plain probes.

@@ -53,9 +53,9 @@ def compare(
       compared in their inner modules, in the scale of their parameters, and in statistics of their outputs.  To compare
       outputs, the siblings f_j of a layer f_i run on the input x_i of f_i, so a wrong layer does not make later layers
       look wrong.
-    - With mean-field theory, if the network is a perceptron.  The z-scores assume that the mean square over n neurons
-      is chi-square distributed, with n / c degrees of freedom, where c is the mean squared cosine between samples.
-      Theory does not hold for batch normalization with a batch larger than half the width; a warning says so.
+    - With mean-field theory, if the network is a multilayer perceptron.  The z-scores assume that the mean square over
+      n neurons is chi-square distributed.  It has n / c degrees of freedom, where c is the mean squared cosine between
+      samples.  Theory does not hold for batch normalization with a batch larger than half the width; a warning says so.
 
     Arguments:
         model: Any module.  Its weights should be as drawn: training makes layers different.
@@ -67,8 +67,9 @@ def compare(
             "initialization", for networks that theory covers: sigma_w^2 = fan_in Var(W) of all weights before a
             nonlinearity.  The value is a number; or "standard", which means 2 for ReLU and its relatives and otherwise
             1; or "measured", which means the measured value of each weight, so that no weight counts as wrong.
-        prediction: Predicted GSC with a band, instead of the theory of perceptrons: a frame such as
-            `gradscope.meanfield.Transformer.gsc` returns.  Layers whose measured GSC is outside the band deviate.
+        prediction: Predicted GSC with a band (lower and upper ends), instead of the theory of multilayer perceptrons: a
+            frame such as `gradscope.meanfield.Transformer.gsc` returns.  Layers with a measured GSC outside of the band
+            deviate.
 
     Cost: 4 m forward passes and m backward passes.  Here m is the number of siblings, or 13 if there are more.  For
     perceptrons, the cost of `gradscope.gsc` is added.
@@ -76,7 +77,7 @@ def compare(
     Raises:
         UnreadableError: Theory does not cover the network, but is needed: ``expected`` has an "initialization", or no
             four layers are siblings.  The message names the unsupported part of the network.
-        ValueError: ``expected`` has another key or value, or ``prediction`` does not fit the network.
+        ValueError: ``expected`` has an unknown key or an invalid value, or ``prediction`` does not fit the network.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
 

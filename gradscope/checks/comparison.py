@@ -37,8 +37,9 @@ class Comparison:
 
     - ``z_length`` compares the mean square of the pre-activations with theory.  Theory predicts it from the mean square
       measured in the layer before, so a wrong layer does not change the z-scores of later layers.
-    - ``z_growth`` compares the increment of ln GSC across the layer with theory at the measured mean square.  Its unit
-      is a robust standard deviation of this difference over the layers (`gradscope.checks.levels.scale`).
+    - ``z_growth`` compares the increment of ln GSC across the layer with theory.  Theory predicts it from the measured
+      mean square.  The unit of ``z_growth`` is a robust standard deviation of the difference between measurement and
+      theory over the layers (`gradscope.checks.levels.scale`).
     - ``z_weight`` compares the logarithms of the measured and the expected weight variance.
 
     >>> import torch

@@ -80,9 +80,9 @@ def gsc(
             an error of 5 % would cost more than a basis.  Otherwise deflated probes, with at most 40 backward passes.
             In a stream: exact if a basis has at most 12 cotangents, otherwise ``Deflated(4, 4)`` for each batch.
         rtol: Requested relative standard error of every value; ``relative_error`` of the result is the error reached.
-            One batch: the error due to probes.  It decides how many probes are used (a basis if that costs less), so
-            ``probes`` must be "auto".  Stream: the error due to probes and samples; reaching it ends the stream.
-            A warning says if the error was not reached.
+            One batch: the error due to probes.  ``probes`` must be "auto", and ``rtol`` decides how many probes are
+            used (or a basis, if that costs less).  Stream: the error due to probes and samples; the stream ends when
+            the error is at most ``rtol``.  A warning says if ``rtol`` was not reached.
         max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  If neither these nor
             ``rtol`` are given, a stream of unknown length, such as a generator, ends after 2000 batches.  One batch
             with ``rtol`` is measured with more and more probes until ``rtol`` or ``max_seconds`` is reached.

@@ -129,7 +129,7 @@ class Matrix(WithIntervals):
         return self._column(self.targets.index(target) if target else -1, *self.interval())
 
     def plot(self, *, ax: Any = None, **options: Any) -> Any:
-        """Return matplotlib Axes with a figure: `gradscope.plots.profile` of a `Profile`, or `gradscope.plots.matrix`.
+        """Return the Axes of `gradscope.plots.profile` for a `Profile`, and else of `gradscope.plots.matrix`.
 
         ``ax``: where to draw; a new figure by default.  ``options``: arguments of these functions.
         """

@@ -51,8 +51,9 @@ class ModelComparison:
     - ``differences``: one row per pair of models that have a rate and at least two networks each.  ``ratio`` is the
       rate of ``model`` divided by that of ``other``, with the interval ``low`` to ``high``; ``differ`` says whether it
       excludes 1.  With probability 95 %, all these intervals contain their true ratios.
-    - ``remarks``: sentences on models without a rate, on seeds that gave equal networks, and on undecided verdicts: how
-      many networks would decide them, if the rate stays the same and n networks shrink its interval as 1 / sqrt(n).
+    - ``remarks``: sentences on models without a rate, on seeds that gave equal networks, and on undecided verdicts.
+      For each undecided verdict, they estimate how many networks would decide it.  The estimate assumes the same rate
+      and an interval whose width is proportional to 1 / sqrt(number of networks).
 
     >>> import torch
     >>> import gradscope as gs

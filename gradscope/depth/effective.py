@@ -38,8 +38,7 @@ from gradscope.norms import plain_norms
 FloatArray = npt.NDArray[np.float64]
 
 TOLERANCE = 1e-6
-# Number of random cotangents for the change of each single unit.
-AUTO_LAYER = 8
+AUTO_LAYER = 8  # random cotangents for the change of each single unit
 
 
 @checked
@@ -50,11 +49,10 @@ class EffectiveDepth:
     `gradscope.effective_depth` makes this result, and defines C^lambda, I_l and R_l.
 
     - ``log10_values``: log10 of |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch, for lambda = 0, 1, 2, ...
-    - ``log10_stderr``: errors of ``log10_values`` over samples (if ``num_probes`` is 0) or over probes; NaN if unknown.
+    - ``log10_stderr``: standard errors of ``log10_values``, over samples if ``num_probes`` is 0, else over probes.
     - ``freedom``: degrees of freedom of these errors, by `gradscope.estimates.satterthwaite`.
-    - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the whole network.
-      0 if all C^lambda have the same direction, large if they cancel.  They cancel if training has replaced the
-      function of a unit l, because R_l then contains -I_l.
+    - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F for the Jacobian J of the network.  It is 0 if
+      all C^lambda have the same direction, and large if they cancel, as when training replaced a unit's function.
     - ``layers``: names of the units in execution order.
     - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
 
@@ -78,7 +76,9 @@ class EffectiveDepth:
     num_samples: int
 
     def at(self, tolerance: float = TOLERANCE) -> int:
-        """Effective depth: the largest lambda whose contribution reaches ``tolerance``, at most the number of layers.
+        """Effective depth: the largest lambda with |C^lambda|_F >= ``tolerance`` (|C^0|_F + |C^1|_F + ...), or 0.
+
+        `gradscope.effective_depth` defines C^lambda.
 
         Raises:
             ValueError: ``tolerance`` is not between 0 and 1.
@@ -86,7 +86,7 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """Effective depth at lower and upper ends of `contribution_intervals`; 0 and the largest lambda if unknown."""
+        """Interval of the effective depth, from `contribution_intervals`; 0 to the largest lambda if unknown."""
         low, high = self.contribution_intervals()
         low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
         return _largest(low, tolerance), _largest(high, tolerance)
@@ -115,7 +115,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        The first two have one row per lambda, with lambda in the column ``index``.  A change has one row per unit.
+        The first two have one row per lambda (column ``index``), a change one per unit.  See also `log10_independent`.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
@@ -153,7 +153,7 @@ def effective_depth(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> EffectiveDepth:
-    """Effective depth of a trained network: the largest number of layers whose changes act together in its Jacobian.
+    """Effective depth: the largest number of layers whose changes by training act together in the network's Jacobian.
 
     Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
     with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +
@@ -161,8 +161,8 @@ def effective_depth(
 
         C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1)
 
-    The recurrence is applied to cotangents, from the output to the input.  All C^lambda add up to J.  The effective
-    depth ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
+    All C^lambda add up to J.  The effective depth ``.at(tolerance)`` is the largest lambda with
+    |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
 
     Arguments:
         model: Any trained module; it is not changed.

@@ -139,7 +139,7 @@ _SCALED = (torch.float64, torch.complex128)
 
 
 class ZeroOutputError(ValueError):
-    """Raised if the target layer is zero, for example because all units are dead: its relative change is not defined.
+    """Raised if the target layer outputs only zeros, as when all units are dead: its relative change is undefined.
 
     >>> import gradscope as gs
     >>> gs.gsc(torch.nn.Linear(3, 2, bias=False), torch.zeros(1, 3), layers="*")  # doctest: +IGNORE_EXCEPTION_DETAIL

@@ -22,7 +22,7 @@ NEVER_CALLED = "never called"
 
 @dataclass(frozen=True)
 class Description:
-    """What a forward pass recorded and what it did not: ``frame``, and ``notes``, sentences about the whole pass.
+    """What a forward pass recorded and what not: ``frame``, a table, and ``notes``, sentences about the whole pass.
 
     The frame has one row per recorded tensor, and one row per module that was not called or whose output was not
     recorded.  Its columns:
@@ -33,7 +33,7 @@ class Description:
     - ``unit``: whether the tensor is a row of `gradscope.gsc` by default.
     - ``fired``: whether the module was called.
     - ``left_out``: why there is no recorded tensor; null for a recorded one.
-    - ``modified``: whether the tensor was overwritten in place later.  The values before that are measured.
+    - ``modified``: whether the tensor was later overwritten in place.  The old values are measured.
     - ``batch_norm``: which statistics batch normalization used, "batch" or "running".
     - ``dropout``: whether dropout was active.
     - ``backward``: how torch pulls a batch of cotangents back to the tensor: at once ("vmap") or one by one ("loop").

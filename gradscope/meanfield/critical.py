@@ -24,7 +24,7 @@ from gradscope.meanfield.quadrature import FloatArray
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """Weight and bias variance at which squared gradients grow by a requested factor; made by `critical_point`.
+    """Weight and bias variance at which squared gradients grow by a given factor per layer; made by `critical_point`.
 
     ``weight_variance``: sigma_w^2.  ``bias_variance``: sigma_b^2.  ``length``: q*, the mean square of pre-activations
     in deep layers.

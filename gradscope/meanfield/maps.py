@@ -159,8 +159,8 @@ class MeanField:
 class DepthScales:
     """Depths, in layers, over which signals and gradients change by a factor of e; made by `MeanField.depth_scales`.
 
-    - ``length``, ``correlation``: fixed points of pre-activations: q* of their variance, and c* of the correlation
-      between two inputs.
+    - ``length``, ``correlation``: the fixed points q* of the variance of pre-activations, and c* of the correlation
+      between the pre-activations of two inputs.
     - ``chi_1``: growth factor of squared gradients per layer, at the fixed point.
     - ``chi_c``: factor per layer by which the distance of the correlation from c* grows.  It is the slope at c* of the
       map from the correlation in one layer to that in the next.

@@ -50,7 +50,7 @@ class Monitor:
 
     Every record uses the same inputs ``data`` (the probe batch), random probes and dropout masks.  It contains GSC of
     every unit, such as a block, and statistics of the inputs of nonlinearities.  For attention heads, it contains the
-    relative entropy (entropy / ln n, for n keys), the largest logit and the weight on the first key.  It also contains
+    entropy divided by ln n (for n keys), the largest logit and the weight on the first key.  It also contains
     statistics of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC has the
     precision of the parameters; statistics of activations follow the ``torch.autocast`` of the caller.
 
@@ -64,25 +64,25 @@ class Monitor:
         attention: Whether to record attention heads.  Default: True if the name of a module looks like attention.
         max_overhead: Largest extra time for measuring, as a fraction of the training time so far.  Records that would
             exceed it are skipped, and one warning at the end says how many were skipped.  None: no limit.
-        total_steps: Steps of the whole run, if known.  Then 20 records, spread over it, ignore ``max_overhead``.  If
-            unknown, the first 20 do, and later those without which a gap would exceed 1/6 of the steps so far.
+        total_steps: Steps of the whole run, if known.  Then a record ignores ``max_overhead`` if the gap between two
+            records would otherwise exceed 1/20 of the run.  If unknown, the first 20 records ignore it.  So do later
+            ones if the gap would otherwise exceed 1/6 of the steps so far.
         loss_fn: ``(output, labels) -> losses``, used to locate non-finite numbers in the batch that `step` receives.
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue; records then lack the non-finite numbers.
         check_every: Steps between two checks of losses and gradients.  Default: 1 on a CPU.  On other devices, where a
             check must wait for the device, losses and gradients are checked at records and at least every 50 steps.
-        save_to: Folder for the file ``nonfinite.pt``: batch and model state, if a loss or gradient is not finite.
+        save_to: Folder.  If a loss or gradient is not finite, ``nonfinite.pt`` there keeps the batch and model state.
         report: Called with the frame of each record as soon as the record is taken; its errors stop the training.
         sinks: Trackers that receive each record, as for `gradscope.sinks.Sinks`: ``gs.sinks.TensorBoard(folder)``,
             ``gs.sinks.MLflow(folder)``, a run of wandb or trackio.  A sink that fails only causes a warning.
 
     If a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update
-    spreads the error.  If it finds none, a non-finite gradient only causes a warning: a scaler may skip the update.
+    spreads the error.  If no layer is faulty, a non-finite gradient only causes a warning: a scaler may skip updates.
 
     Each kind of `MonitorWarning` is given once per layer, and listed in ``alarms.fired``.  Causes in the whole network:
-    a loss above 5 times its recent median, or an output of zero.  Causes in a layer: GSC above 10^6 or below 10^-6,
-    weights 10 times as long as at the start, 90 % dead units, or updates that differ from those of similar layers by a
-    factor of 1.5.  In an attention head: a growing largest logit above 100, or relative entropy that falls from 0.2 to
-    below 0.02.
+    a loss above 5 times its recent median, or an output of zero.  In a layer: GSC above 10^6 or below 10^-6, a norm of
+    weights 10 times that at the start, 90 % dead units, or updates 1.5 times larger or smaller than in similar layers.
+    In an attention head: a growing largest logit above 100, or an entropy / ln n that falls from 0.2 to below 0.02.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed``, all ranks pass the same ``data`` and make the same calls.

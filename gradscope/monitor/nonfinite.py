@@ -32,8 +32,9 @@ _DATA = "(data)"  # a name that no module has
 class Fault:
     """The first layer with NaN or Inf; made by `gradscope.first_nonfinite`.
 
-    ``layer``: its name.  ``direction``: where NaN or Inf arise, "forward", "backward" or "parameters".  ``before``: if
-    True, NaN or Inf arise in code between modules, and this layer is the first module that receives them.
+    ``layer``: name of the layer.  ``direction``: where NaN or Inf arise, "forward" or "backward" for a pass, or
+    "parameters".  ``before``: if True, NaN or Inf arise in code between modules, and the layer is the first module that
+    receives them.
 
     >>> import gradscope as gs
     >>> print(gs.Fault("layers.3", "forward"))

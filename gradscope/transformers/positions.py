@@ -141,8 +141,9 @@ class Positions(Profile):
 
     - ``by``: which positions are distinguished, "source", "target" or "both".
     - ``position_dim``: dimension of the positions in layers.
-    - ``blocks``: log10 GSC_ts with errors and ``interval()``, in arrays (layers, target positions, source positions).
-      A dimension has size 1 if its positions are summed.
+    - ``blocks``: an object with all GSC_ts.  Its ``log10_values``, their standard errors and the ends of its
+      ``interval()`` are arrays (layers, target positions, source positions).  If GSC is summed over the positions of
+      the target or source, this dimension has size 1.
 
     The example is a network that shifts a sequence by one position:
 
@@ -171,8 +172,8 @@ class Positions(Profile):
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame: the rows of `Profile.to_frame`, then one row per block (pair of positions).
 
-        The blocks have the quantity "gsc_by_position" and the columns ``target_position`` and ``source_position``.  One
-        of these columns is null if GSC is summed over its positions.
+        The quantity of a block is "gsc_by_position".  The columns ``target_position`` and ``source_position`` hold its
+        positions.  If only positions of the source are distinguished, ``target_position`` is null, and vice versa.
         """
         num, rows, columns = self.blocks.log10_values.shape
         t, s = np.indices((rows, columns)).reshape(2, -1)
@@ -191,10 +192,10 @@ class Positions(Profile):
                 the first positions receive most of the attention (attention sinks).
 
         Returns:
-            A tidy frame.  "gsc_by_lag" is the mean over all blocks with the lag in the column ``lag``.  "gsc_of_sink"
-            is the mean over all target positions for the sink in the column ``source_position``.  ``num_blocks`` is
-            the number of blocks in each mean.  Errors due to samples are upper bounds: they assume that the errors of
-            the blocks in a mean are fully correlated.
+            A tidy frame.  "gsc_by_lag" is the mean of all blocks with the lag in the column ``lag``, without sinks.
+            "gsc_of_sink" is the mean of all blocks from one sink, whose position is in the column ``source_position``.
+            ``num_blocks`` is the number of blocks in each mean.  Errors due to samples are upper bounds: they assume
+            that the errors of the blocks in a mean are fully correlated.
 
         Raises:
             ValueError: ``by`` is not "both", or all source positions are sinks.

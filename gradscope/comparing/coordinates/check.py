@@ -48,7 +48,7 @@ class CoordinateCheck:
     - ``exponents``: one row per axis, layer, quantity and step, in the order in which a training step computes them.
       Columns: ``exponent``, ``stderr``, ``low`` and ``high`` (95 % interval over seeds), ``zero`` (whether the quantity
       is zero in all networks), ``expected``, and ``verdict`` ("agrees", "differs" or "undecided").  The verdict is ""
-      if there is no prediction, or if ``zero``.  Exception: a layer that training did not change "differs" at the end.
+      if there is no prediction, or if ``zero``.  Exception: a change that is zero after the last step "differs".
     - ``optimizer``: class of the optimizer, or None.
     - ``parametrization``, ``margin``, ``seeds``, ``steps``: the arguments.
 
@@ -199,7 +199,7 @@ def coordinate_check(
         forward: As for `gradscope.gsc`.
         layers: Layers to measure, as for `gradscope.gsc`.  Default for widths: the output and every module that
             holds parameters.  Default for depths: the units, such as residual blocks.
-        margin: Largest distance from the expected exponent that counts as agreement; doubled for GSC, a square.
+        margin: Largest distance from the expected exponent that counts as agreement.  For GSC, a square, it is doubled.
             Different predictions differ by at least 1/2, and the default 1/4 is half of this.
         probes: Number of random probes for each GSC.
         progress: Called with one line of text after each seed.

@@ -82,20 +82,23 @@ def diff(
         generator: Source of the probes.  Default: a fixed seed.
 
     To find the layers that differ, each module of b receives the inputs that its partner received in a.  Partners have
-    equal names, or equal shapes and neighbors.  A layer differs if the relative distance of its two outputs exceeds
-    four times the rounding errors of both models.  These errors are measured on copies of a in other dtypes
-    (`gradscope.comparing.differences.rounding`).  GSC, a length or a statistic differs if its change exceeds rounding,
-    and the interval of the change, if known, excludes 0.
+    equal names, or equal shapes and neighbors.  A layer differs if the relative distance between its outputs in a and b
+    exceeds four times the sum of the rounding errors of both models.  These errors are measured on copies of a in other
+    dtypes (`gradscope.comparing.differences.rounding`).  GSC, a length or a statistic differs if its change exceeds
+    rounding, and the interval of the change, if known, excludes 0.
 
     Returns:
         A `Difference`.  ``print`` shows the first layer that differs, and layers without a partner.
 
-    Cost: six or eight forward passes and three or four sweeps of `gradscope.gsc` altogether, and 17 calls of
-    `gradscope.measure` per model.  Memory: all inputs and outputs of modules of a, twice, and a copy of the model.
+    Cost for both models together: six or eight forward passes, and the backward passes of three or four calls of
+    `gradscope.gsc`.  Statistics cost 17 calls of `gradscope.measure` for each model.  Memory: all inputs and outputs of
+    modules of a, twice, and a copy of the model.
 
     Raises:
-        TypeError: b is none of these, or ``data`` is missing for models, or given with saved results.
-        ValueError: The data are invalid, saved results share no row, or one has several rows for a layer and quantity.
+        TypeError: b has none of the types listed above, ``data`` is missing for two models, or ``data`` is given with
+            saved results.
+        ValueError: The data are invalid, the saved results share no row, or one of them has several rows for the same
+            layer and quantity.
 
     >>> import torch
     >>> import gradscope as gs

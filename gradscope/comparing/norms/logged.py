@@ -57,7 +57,7 @@ DECIDED_BY = {
 
 @dataclass(frozen=True)
 class NormCheck:
-    """What a logged gradient norm is; made by `gradscope.check_norm`, and the same in every process.
+    """Which norm of the gradient a logged number is; made by `gradscope.check_norm`, and the same in every process.
 
     - ``verdict``: a kind of norm that `gradscope.check_norm` lists, such as "global" or "clipped".  "undecided" if
       norms of several kinds equal the logged number, and "unknown" if none does.
@@ -114,10 +114,10 @@ def check_norm(
     - "global": |g|.
     - "local": the norm of the gradient in one process: of its shards only, or before gradients are averaged over
       processes.
-    - "times world size": |g| times or divided by the number of processes.
-    - "times root of world size": |g| times or divided by the square root of the number of processes.
+    - "times world size": |g| multiplied or divided by the number of processes.
+    - "times root of world size": |g| multiplied or divided by the square root of the number of processes.
     - "clipped": |g| after clipping to ``max_norm``.
-    - "loss scale": |g| times or divided by the scale of ``scaler``.
+    - "loss scale": |g| multiplied or divided by the scale of ``scaler``.
     - "another norm": ``fits`` says which of these numbers.  (1) |g|^2.  (2) The largest absolute value, the sum of
       absolute values, or the root mean square of all entries of g.  (3) The largest, the sum, the mean, or the root
       mean square of the norms of all parameters.  (4) The sum, the mean, or the root of the summed squares of the norms
@@ -135,8 +135,8 @@ def check_norm(
             0.225, give 0.003.  Default: 4e-6, for sums in float32, plus the machine epsilon of the gradient's dtype.
 
     Returns:
-        A `NormCheck`.  A norm is accepted if it equals the logged number in all processes.  Norms of some parameters
-        are tried only if a random number would equal one of them with a probability below 1 %.
+        A `NormCheck`.  A norm is accepted if it equals the logged number in all processes.  The norms in (6) above are
+        tried only if the probability that one of them equals a random number is below 1 %.
 
     Raises:
         ValueError: There is no gradient, it holds NaN or Inf, no process gave a number, a number is invalid, or a

@@ -34,9 +34,10 @@ class Repair:
     ``table`` has one row per unit, with these columns:
 
     - ``unit``, ``parameters``, ``factor``: the factor, and the parameters that it multiplies.
-    - ``outcome``: "goal" if the factor brings local GSC to its goal, "nearest" if no factor brings it there.  "length"
-      if the factor changes the length of the output but not local GSC, "no effect" if it changes neither.  Otherwise,
-      the reason why the parameters cannot be scaled.
+    - ``outcome``: "goal" if the factor brings local GSC to its goal.  "nearest" if no factor does, or only one at which
+      local GSC hardly changes; local GSC is then brought near its goal.  "length" if the factor changes the length of
+      the output but not local GSC.  "no effect" if it changes neither.  Otherwise, the reason why the parameters cannot
+      be scaled.
     - ``goal``, ``gsc_before``, ``gsc``: the goal of local GSC, local GSC before the repair, and local GSC after it.
     - ``low``, ``high``: interval of ``gsc``.  With probability 95 %, the intervals of all units contain their true
       values.
@@ -131,10 +132,11 @@ class Repair:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame of the quantity ``local_gsc`` before and after the repair, with 95 % intervals per row.
+        """Return a tidy frame of the quantity ``local_gsc`` before and after the repair, with a 95 % interval per row.
 
-        ``layer`` is the name of the unit, and ``target`` that of the layer at the end of the unit.  Additional columns:
-        ``repaired``, ``factor`` (1 before the repair), ``rms`` (of the target), ``goal`` and ``outcome``.
+        Each interval alone contains its true value with probability 95 %.  ``layer`` is the name of the unit, and
+        ``target`` that of the layer at the end of the unit.  Additional columns: ``repaired``, ``factor`` (1 before the
+        repair), ``rms`` (of the target), ``goal`` and ``outcome``.
         """
         return pd.concat([self._frame(self.before, False), self._frame(self.after, True)], ignore_index=True)
 

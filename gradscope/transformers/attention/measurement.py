@@ -88,15 +88,15 @@ class AttentionHeads:
         return self.frame
 
     def describe(self) -> Description:
-        """Return a frame of all calls of attention that were found, and of modules in which none was found.
+        """Return a frame of all calls of attention, and of all modules that look like attention but made no such call.
 
-        There is one row per call, with its mask and its number of fully masked queries.  There is also one row per
-        module that looks like attention but computed none: ``function`` is then null, and ``note`` says why.
+        There is one row per call, with its mask and its number of fully masked queries.  In the row of a module without
+        a call, ``function`` is null, and ``note`` says why no call was found.
         """
         return self.description
 
     def plot(self, **options: Any) -> Any:
-        """Return matplotlib Axes with maps of heads and layers; options are those of `gradscope.plots.attention`."""
+        """Return matplotlib Axes, one map of layers against heads per quantity; see `gradscope.plots.attention`."""
         # Imported on first use, because matplotlib is slow to import.
         return importlib.import_module("gradscope.plots").attention(self.frame, **options)
 
@@ -135,7 +135,7 @@ def attention(
 
     - ``attention_entropy``: entropy of p in nats.
     - ``relative_attention_entropy``: entropy divided by ln n, over queries with n > 1 keys.
-    - ``collapsed_fraction``: fraction of the queries with n > 1 keys whose relative entropy is below ``collapsed``.
+    - ``collapsed_fraction``: fraction of the queries with n > 1 keys whose entropy / ln n is below ``collapsed``.
     - ``effective_keys``: exp(entropy).  ``participation_ratio``: 1 / sum p^2.
     - ``largest_attention_logit``: maximum over all queries, keys and sequences, after scale and mask.
       ``row_largest_attention_logit``: the largest logit of a query, as a mean over queries.
@@ -147,7 +147,7 @@ def attention(
         model: Any module; it is not changed.
         data: B sequences: a tensor (B, ...), a mapping, or an iterable of such batches; as for `gradscope.gsc`.
         forward: A function ``(model, batch) -> output``.
-        collapsed: Relative entropy below which a query counts as collapsed.
+        collapsed: A query counts as collapsed if its entropy / ln n is below this number.
 
     Returns:
         An `AttentionHeads`.  The standard error is that of the mean over B sequences.  The interval uses Student's t

@@ -88,7 +88,7 @@ class Residual:
     remarks: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame, one row per addition and quantity, with columns ``block``, ``skip``, ``stderr_probe``.
+        """Return a tidy frame, one row per addition x + f(x) and quantity; also ``block``, ``skip``, ``stderr_probe``.
 
         ``layer`` is the name of the write, and ``index`` the number of the addition, from 1.  The attribute
         ``channels`` is the quantity ``outlier_channel``.  Quantities that may be negative (cosine, shares) have no
