@@ -55,7 +55,7 @@ def repair(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Repair:
-    """Return factors for the weights of all units, with which local GSC and the lengths of outputs reach their goals.
+    """Return factors for the weights of all units, which bring local GSC and then the length of outputs to a goal.
 
     A unit is a part of the network, such as a layer or a residual block.  Its local GSC is that of its input f_k with
     respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2.  The factor of a unit multiplies the weights of the
@@ -64,10 +64,10 @@ def repair(
     matrix are not scaled.  A unit without such weights is treated as a part of the unit before it.
 
     One factor cannot set both local GSC and length, so local GSC comes first.  If a factor between 1/1024 and 1024
-    brings local GSC to its goal, this factor is chosen.  Otherwise, every factor qualifies with which local GSC is
-    within half the ``margin`` of the best value that any factor gives.  Of these factors, the one with the best length
-    is chosen.  For example, no factor changes local GSC in a ReLU network without biases.  The length alone then
-    decides, which gives the initialization of He.
+    brings local GSC to its goal, this factor is chosen.  Otherwise, the factor that brings local GSC nearest to the
+    goal qualifies.  So do factors whose local GSC is farther from the goal by at most half the ``margin``.  Of these
+    factors, the one whose length is nearest to its goal is chosen.  For example, no factor changes local GSC in a ReLU
+    network without biases.  Then all factors qualify and the length alone decides, as in the initialization of He.
 
     Arguments:
         model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
@@ -98,8 +98,8 @@ def repair(
     Raises:
         ValueError: No unit has weights to scale, an argument is invalid, or ``fresh`` is too small for an interval.
 
-    References: He et al. (2015), arXiv:1502.01852; Mishkin and Matas (2016), arXiv:1511.06422, whose method sets
-    lengths in execution order.
+    References: He et al. (2015), arXiv:1502.01852; Mishkin and Matas (2016), arXiv:1511.06422, whose method (LSUV) sets
+    the lengths of outputs, one layer after the other.
 
     >>> import torch, gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=64, weight_variance=0.5, generator=torch.Generator().manual_seed(0))
