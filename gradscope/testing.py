@@ -232,7 +232,8 @@ def assert_qm_norm(
         probes, generator: As for `gradscope.qm_norm`, for operators only.
 
     Raises:
-        AssertionError: The norm is not ``expected``; the message has the measured norm and its standard error.
+        AssertionError: The norm differs from ``expected`` by more than the tolerance.  The message has the measured
+            norm and its standard error.
         ValueError: ``probes`` is given for a matrix, whose norm is always exact.
 
     >>> import torch

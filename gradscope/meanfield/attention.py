@@ -91,7 +91,7 @@ def critical_score(overlap: Probability) -> float:
 
 @checked
 def random_attention(overlap: Probability, beta: Scores, keys: float = math.inf) -> RandomAttention:
-    """Mean square and cosine of the outputs of attention, for tokens of equal length with one cosine for all pairs.
+    """Mean square and cosine of the outputs of attention, for tokens with equal lengths and equal pairwise cosines.
 
     The cosine of two vectors is called overlap.  Any two tokens have the overlap p = ``overlap``.  Scores have variance
     beta^2 ln(keys), so scores of variance 1 have beta = 1 / sqrt(ln(keys)).  Let A be the attention weights of one

@@ -86,7 +86,7 @@ class Transformer:
         value_variance: Variance of the value matrix times that of the output matrix of attention.
         hidden_variance: Variance of the first matrix of an MLP; if gated, of each of the matrices gate and linear.
         output_variance: Variance of the matrix after the activation.
-        outputs: Number of logits, which affects only the band of `gsc`; None for infinitely many.
+        outputs: Number of logits, which affects only the interval of `gsc`; None for infinitely many.
         mean_square: Mean square of an entry of the embeddings.
         overlap: Correlation of the embeddings of two positions: a number, or a (T, T) matrix with ones on its diagonal.
 
@@ -156,7 +156,7 @@ class Transformer:
         )  # fmt: skip
 
     def ledger(self) -> pd.DataFrame:
-        """Return a tidy frame of the residual stream before, and the output of, each branch such as ``blocks.3.mlp``.
+        """Return a tidy frame with the sizes of the stream and of the output of each branch, such as ``blocks.3.mlp``.
 
         ``stream_rms``, ``stream_overlap``: root mean square of the stream before the addition, and mean correlation of
         two positions in it.  ``write_rms``, ``write_overlap``: the same for the output of the branch.  ``skip_share``:

@@ -163,14 +163,14 @@ def residual(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Residual:
-    """Return the sizes of skip and branch at each sum x + f(x), and the shares of the squared gradient through both.
+    """Return the sizes of skip and branch at each sum x + f(x), and the shares of the squared gradient through each.
 
     A residual addition is a sum of two tensors of one shape: the write f is computed from a tensor x, and the skip is x
     or a simple function of x.  A skip is x itself ("identity"), x times a number or parameter ("scaled"), or x after
     linear or normalizing layers, pooling or slicing ("projection").  Sums are found in the autograd graph.
 
     Every addition has the following quantities.  q(z) is the mean of z^2 over entries and samples.  In all items but
-    the last, x stands for the skip, so after scaling or projection.
+    the last, x stands for the skip, that is, for x after any scaling or projection.
 
     - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).
     - ``write_ratio``: sqrt(q(f) / q(x)).  ``write_cosine``: mean(x f) / sqrt(q(x) q(f)).
