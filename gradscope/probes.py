@@ -116,7 +116,8 @@ def sphere(
 ) -> Tensor:  # fmt: skip
     """Return probes (num, size) that are uniform on the sphere of radius sqrt(size).
 
-    For a probe v, |A v|^2 is an unbiased estimate of |A|_F^2.  Its variance is the same for A and A Q, Q orthogonal.
+    For a probe v, |A v|^2 is an unbiased estimate of |A|_F^2.  The estimate has the same variance for A and for A Q, if
+    Q is orthogonal.
 
     >>> sphere(2, 9, generator=torch.Generator().manual_seed(0)).norm(dim=1).round(decimals=6).tolist()
     [3.0, 3.0]

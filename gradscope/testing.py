@@ -58,8 +58,8 @@ def assert_growth(
     Arguments:
         model, data, forward, layers, probes, generator: As for `gradscope.gsc`.
         low, high: Bounds of the factor per layer, in the direction from the output to the input.
-        undecided: What to do if the interval contains ``low`` or ``high``: "warn", "fail", or "pass" silently.  The
-            interval is narrow if there are many layers and tens of samples.
+        undecided: What to do if the 95 % interval of the factor contains ``low`` or ``high``: "warn", "fail", or "pass"
+            silently.  Many layers and samples make the interval narrow.
 
     Raises:
         AssertionError: The whole interval is outside [low, high].  The message has the profile.  It names the first
@@ -184,8 +184,8 @@ def assert_no_collapse(
 
     Raises:
         AssertionError: The cosine is ``most`` or larger at a unit.  The message names the first such unit, and has all
-            cosines.  If it is already the first unit, usually the input, the network is not the cause, and nothing is
-            raised.
+            cosines.  Nothing is raised if the cosine is already that large at the first unit, usually the input: then
+            the network is not the cause.
         ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit has the batch as the first dimension of
             its output.
 
@@ -232,7 +232,8 @@ def assert_qm_norm(
         probes, generator: As for `gradscope.qm_norm`, for operators only.
 
     Raises:
-        AssertionError: The norm is not ``expected``; the message has the measured norm and its standard error.
+        AssertionError: The norm differs from ``expected`` by more than the tolerance.  The message has the measured
+            norm and its standard error.
         ValueError: ``probes`` is given for a matrix, whose norm is always exact.
 
     >>> import torch

@@ -71,10 +71,10 @@ def nlc(
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
-        An `Estimate`.  Its standard error covers the random probes, and the sampling of the data on which J, Cov_x and
-        Cov_f depend.  ``num_probes`` is 0 if a whole basis of cotangents was used.  If samples are coupled (batch
-        normalization), J is the Jacobian of the whole batch, and Cov_x treats the inputs of different samples as
-        independent.  The standard error is None for coupled samples, for fewer than 30 samples, and for an NLC of 0.
+        An `Estimate`.  Its standard error covers the choice of random probes and the choice of samples, on which J,
+        Cov_x and Cov_f depend.  ``num_probes`` is 0 if a whole basis of cotangents was used.  If samples are coupled
+        (batch normalization), J is the Jacobian of the whole batch, and Cov_x treats the inputs of different samples
+        as independent.  The standard error is None for coupled samples, for fewer than 30 samples, and for an NLC of 0.
 
     Cost: two forward passes (three for a stream).  Each cotangent needs one backward pass and N^2 d operations, for N
     samples with inputs of size d.  Memory: the data, and an N x N matrix for every cotangent of one backward pass.

@@ -75,8 +75,8 @@ def parameter_gsc(
 
     Raises:
         ValueError: No trainable parameters, an invalid ``probes``, or a target of length zero (`ZeroOutputError`).
-        FloatingPointError: The gradient of a parameter, which the message names, is NaN or Inf.  Overflow is possible
-            because cotangents are rescaled only at trunk tensors, and not between two uses of a tied parameter.
+        FloatingPointError: The gradient of a parameter, which the message names, is NaN or Inf.  Gradients can overflow
+            between two trunk tensors, or between two uses of a tied parameter, because they are not rescaled there.
 
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))

@@ -65,7 +65,7 @@ def softmax_moments(variance: FloatArray, keys: FloatArray) -> SoftmaxMoments:
 
 
 class RandomAttention(NamedTuple):
-    """Mean square and overlap of the outputs of attention over random tokens, as `random_attention` returns them.
+    """Mean square and overlap (cosine) of outputs of attention over random tokens; returned by `random_attention`.
 
     >>> random_attention(0.5, beta=0)  # without scores, every output is the mean of all values
     RandomAttention(mean_square=0.5, overlap=1.0)
@@ -91,11 +91,12 @@ def critical_score(overlap: Probability) -> float:
 
 @checked
 def random_attention(overlap: Probability, beta: Scores, keys: float = math.inf) -> RandomAttention:
-    """Mean square and cosine of the outputs of attention, if tokens have equal lengths and all pairs equal cosines.
+    """Mean square and cosine of the outputs of attention, for tokens with equal lengths and equal pairwise cosines.
 
-    A cosine is called overlap.  That of two tokens is p = ``overlap``.  Scores have variance beta^2 ln(keys), so scores
-    of variance 1 have beta = 1 / sqrt(ln(keys)).  A are the attention weights of one query, and A' those of another
-    query; the cosine of the two queries is p.  With Y = E[sum A^2] and Y' = E[sum A A'], the sums over the keys,
+    The cosine of two vectors is called overlap.  Any two tokens have the overlap p = ``overlap``.  Scores have variance
+    beta^2 ln(keys), so scores of variance 1 have beta = 1 / sqrt(ln(keys)).  Let A be the attention weights of one
+    query, and A' those of another query.  The overlap of these two queries is p.  Let Y = E[sum A^2] and
+    Y' = E[sum A A'], with sums over the keys.  The outputs of attention then have:
 
         mean square   p + (1 - p) Y, if the values have mean square 1
         overlap       (p + (1 - p) Y') / (p + (1 - p) Y)

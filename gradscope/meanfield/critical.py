@@ -104,10 +104,11 @@ def _steep(phi: Activation, q: float) -> float:
 
 @checked
 def critical_line(activation: ActivationLike, lengths: Row | None = None) -> list[CriticalPoint]:
-    """Return the critical points for given ``lengths``: variances at which gradients neither grow nor shrink.
+    """Return critical points: pairs of a weight and a bias variance at which gradients neither grow nor shrink.
 
-    At a critical point, chi_1 = 1.  Its length is the fixed point q* of the variance of pre-activations.  A length is
-    left out if its bias variance would be negative.  ``lengths`` defaults to 60 values between 1e-4 and 10.
+    ``lengths`` are values of q*, the fixed point of the variance of pre-activations; by default 60 values from 1e-4 to
+    10.  For each of them, the point with this q* and growth factor chi_1 = 1 is returned.  It is left out if its bias
+    variance would be negative.
 
     Raises:
         ValueError: No length has a critical point.

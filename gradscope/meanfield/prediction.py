@@ -61,7 +61,8 @@ class Prediction:
 
     - ``log10_gsc`` (L + 1,): log10 GSC of the input and of each layer with respect to the last layer, for
       ``reduction="batch"`` of `gradscope.gsc`.
-    - ``mean_square``, ``correlation`` (L + 1,): mean square of an entry, and correlation between two samples.
+    - ``mean_square``, ``correlation`` (L + 1,): for the input and each layer, the mean square of an entry, and the
+      correlation between two samples.
     - ``preactivation_variance`` (L,): variance q of W f + b, before any normalization.
     - ``preactivation_std``, ``sign_diversity`` (L,): statistics of the input of the nonlinearity; see
       `gradscope.measures.PreactivationStd` and `gradscope.measures.SignDiversity`.

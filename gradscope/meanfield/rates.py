@@ -30,7 +30,8 @@ def gsc_rate(
         layer:  E[phi'^2] / (E[phi^2] + sigma_b^2 / sigma_w^2) at q = 1
         batch:  `BatchMoments.rate`
 
-    E is the expectation over pre-activations h ~ N(0, q), of phi(h) and phi'(h), and chi_1(q) = sigma_w^2 E[phi'^2].
+    E is the expectation over pre-activations h ~ N(0, q).  phi and phi' are short for phi(h) and phi'(h).  For norm
+    "none", chi_1(q) = sigma_w^2 E[phi'^2].
 
     Arguments:
         activation: phi: a name, a callable on arrays, or an `Activation`.
@@ -160,10 +161,10 @@ def log_gradient_variance(activation: ActivationLike, width: float, q: Positive 
     """Variance, over random weights, that one layer of finite width adds to the logarithm of a squared gradient.
 
     The squared gradient is |J^T v|^2, with the Jacobian J of a network with Gaussian weights and a fixed vector v.  To
-    first order in 1 / n, for width n, the variance is (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer,
-    5 / n for ReLU.  Let s be the sum of these variances over all layers.  Then ln |J^T v|^2 is normal with variance s
-    and mean ln E |J^T v|^2 - s / 2.  The variance of ln GSC is at most s, because GSC averages over directions and
-    samples.
+    first order in 1 / n, for width n, one layer adds the variance (3 E[phi'^4] / E[phi'^2]^2 - 1) / n to ln |J^T v|^2.
+    This is 2 / n for a linear layer, and 5 / n for ReLU.  Let s be the sum of these variances over all layers.  Then
+    ln |J^T v|^2 is normal with variance s and mean ln E |J^T v|^2 - s / 2.  The variance of ln GSC is at most s,
+    because GSC averages over the vectors v and over samples.
 
     Raises:
         ValueError: ``width`` is below 1.

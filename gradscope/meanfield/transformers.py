@@ -11,8 +11,7 @@ to the kernel.  Post-norm normalizes the sum.  Gradients have a kernel G (T, T) 
 output and moves down through the transposed maps, plus the identity of the skip.  Then GSC of a layer with kernel C is
 tr G tr C / (T tr C_out), in the squared convention.
 
-The theory holds for wide networks with independent zero-mean weights and zero biases.  The band says how far a single
-network of this width deviates; see `Transformer.gsc`.
+The theory holds for wide networks with independent zero-mean weights and zero biases.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class _Gradient(NamedTuple):
 @checked
 @dataclass(frozen=True, eq=False)
 class Transformer:
-    """Mean-field theory of a wide random transformer: predicts GSC (`gsc`) and what the branches write (`ledger`).
+    """Mean-field theory of a wide random transformer: predicts GSC (`gsc`) and sizes of stream and branches (`ledger`).
 
     A variance is that of one weight times its fan-in, so 1 stands for weights of standard deviation
     1 / sqrt(fan-in).  If an argument stands for two matrices, it is the product of their variances.
@@ -87,7 +86,7 @@ class Transformer:
         value_variance: Variance of the value matrix times that of the output matrix of attention.
         hidden_variance: Variance of the first matrix of an MLP; if gated, of each of the matrices gate and linear.
         output_variance: Variance of the matrix after the activation.
-        outputs: Number of logits, which affects only the band of `gsc`; None for infinitely many.
+        outputs: Number of logits, which affects only the interval of `gsc`; None for infinitely many.
         mean_square: Mean square of an entry of the embeddings.
         overlap: Correlation of the embeddings of two positions: a number, or a (T, T) matrix with ones on its diagonal.
 
@@ -157,7 +156,7 @@ class Transformer:
         )  # fmt: skip
 
     def ledger(self) -> pd.DataFrame:
-        """Return a tidy frame of what each branch, such as ``blocks.3.mlp``, adds to the residual stream.
+        """Return a tidy frame with the sizes of the stream and of the output of each branch, such as ``blocks.3.mlp``.
 
         ``stream_rms``, ``stream_overlap``: root mean square of the stream before the addition, and mean correlation of
         two positions in it.  ``write_rms``, ``write_overlap``: the same for the output of the branch.  ``skip_share``:
@@ -187,11 +186,12 @@ class Transformer:
         """Return a tidy frame of predicted GSC with respect to the logits, with the layers of `gradscope.models.GPT`.
 
         Layers: ``embedding``, ``blocks.0``, ..., ``norm`` (pre-norm only), ``head``, and branches such as
-        ``blocks.0.mlp``.  At least 95 % of networks of this width lie between ``log10_low`` and ``log10_high``: the
-        ends of ln GSC +- 4 sqrt(S / width), converted to log10.  This is two standard deviations of ln GSC if all
-        positions vary together.  Each branch f from the layer to the output then adds 4 (s + g) / width to the
-        variance of ln GSC.  Its output has the share s of |x + f(x)|^2, and its gradient the share g of the squared
-        gradient.  S is the sum of all s + g, plus 1 in the row of a branch, and width / (2 outputs) for the logits.
+        ``blocks.0.mlp``.  At least 95 % of networks of this width lie between ``log10_low`` and ``log10_high``.  These
+        are the ends of ln GSC -+ 4 sqrt(S / width), converted to log10.  The half-width is two standard deviations of
+        ln GSC if all positions vary together.  S is the sum of these terms (``skip_share``: see `ledger`):
+
+        - s + g for each branch f from the layer to the output: s = |f(x)|^2 / |x + f(x)|^2, and g = 1 - ``skip_share``.
+        - 1 in the row of a branch, and width / (2 outputs) for the logits.
 
         >>> found = Transformer(depth=12, width=512, length=64).gsc()
         >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1]].round(2)

@@ -150,7 +150,7 @@ class Blockwise(Statistic):
         raise NotImplementedError
 
     def finished(self, sums: Sequence[Tensor], neurons: Neurons) -> Sequence[Tensor]:
-        """Return the arguments of ``estimate``, from ``sums`` over all neurons; by default sums / number of neurons."""
+        """Turn ``sums`` over neurons into the arguments of ``estimate``; by default, each sum / number of neurons."""
         return [total / neurons.number for total in sums]
 
     def parts(self, values: Any) -> Sequence[Tensor]:

@@ -25,7 +25,7 @@ GRADIENTS = "gradients"
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """Summary of the gradients of one layer in float64; the argument of every statistic of gradients.
+    """Summary of the gradients of one layer in float64, from which all statistics of gradients are computed.
 
     Let g_b be the gradient of the loss of sample b, for B samples, with respect to the P parameters w of the layer.
 

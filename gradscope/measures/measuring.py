@@ -104,12 +104,13 @@ def measure(
         module that holds trainable parameters.  ``index`` counts these calls or modules from 1.  The sampling error
         over the batch is ``log10_stderr_sample``, or ``stderr_sample`` for statistics that can be negative.
 
-    Cost: one forward pass.  Gradients need a second forward pass, and one vectorized backward pass per sample.  There
-    is one device synchronization, and a second one if an effective rank needs another pass (see `EffectiveRank`).
+    Cost: one forward pass.  Gradients need a second forward pass, a backward pass of the mean loss, and a backward pass
+    of the loss of each sample.  Those of several samples run at once, as memory allows.  There is one device
+    synchronization, and a second one if an effective rank needs another forward pass (see `EffectiveRank`).
 
     Raises:
         ValueError: No nonlinearity was called, no parameter is trainable, or the data are invalid.  Or ``loss_fn`` is
-            given and no measure is one of gradients, or the reverse.
+            given without a measure of gradients, or a measure of gradients without ``loss_fn``.
         FloatingPointError: A gradient is NaN or Inf; the message names the layer.
 
     >>> import torch

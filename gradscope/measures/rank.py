@@ -20,7 +20,7 @@ NARROW = 4  # ratio of the sides of a matrix up to which its QR decomposition co
 
 
 class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
-    """Effective rank of the matrix of pre-activations (B, neurons): exp of the entropy of its singular values.
+    """Effective rank of the matrix of pre-activations (B, neurons): exp(entropy of its normalized singular values).
 
     It is exp(-sum_i p_i ln p_i) with p_i = s_i / sum_j s_j, for the singular values s_i.  The matrix is not centered.
     The rank is between 1 (all samples are parallel) and min(B, neurons).  A matrix of zeros has rank 0.  The value

@@ -82,7 +82,7 @@ class Statistic:
             ) from error
 
     def parts(self, values: Any, /) -> Sequence[Tensor]:
-        """Return the arguments of ``estimate`` for these values, as tensors on the device of the values."""
+        """Compute the arguments of ``estimate`` from the values of a layer, as tensors on the device of the values."""
         raise NotImplementedError
 
     def estimate(self, *arrays: Any, **_: Any) -> Estimate | Statistic:

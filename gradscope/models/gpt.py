@@ -122,7 +122,7 @@ class GPT(nn.Module):
         norm_kind: layer or rms; both have learned scales, which start at 1, and eps = 1e-5.
         qk_norm: Whether to normalize queries and keys per head, with the normalization ``norm_kind``.
         mlp: An activation, as in `MLP`, with 4 * width hidden features.  Or a gated MLP (swiglu, geglu or reglu), with
-            8 * width // 3 of them.
+            8 * width // 3 hidden features.
         residual_scale: Factor of the initial weights that write into the residual stream; "depth" is 1 / sqrt(2 depth).
         tied: Whether the weight of the head is the token embedding.
         causal: Whether a position attends only to itself and to earlier positions.
@@ -210,8 +210,9 @@ class GPT(nn.Module):
     def mean_field(self, x: Tensor) -> Transformer:
         """Return the mean-field theory of an untrained network of this kind on the tokens x (B, T).
 
-        The variances in the theory are the mean squares of the weights of this network.  Lengths and correlations of
-        the embeddings are those of this network for x.  Biases, and dropout in the blocks, are left out.
+        A variance in the theory is the mean square of weights of this network, times their fan-in.  Lengths and
+        correlations of the embeddings are those of this network for x.  Biases, and dropout in the blocks, are left
+        out.
 
         >>> model = GPT(depth=2, width=64, heads=4, generator=torch.Generator().manual_seed(0))
         >>> theory = model.mean_field(torch.arange(16)[None])

@@ -45,9 +45,9 @@ def profile(
 ) -> Axes:  # fmt: skip
     """Axes with log10 GSC of every layer with respect to the last target, against the number of layers to this target.
 
-    Lines are means over seeds; bands are one standard deviation between seeds.  With one seed, bands are the 95 %
-    intervals of the values.  If there are at most eight curves, each label holds the growth rate and its verdict; see
-    `gradscope.Growth`.
+    A matrix has several targets; usually, the last one is the output.  Lines are means over seeds; bands are one
+    standard deviation between seeds.  With one seed, bands are the 95 % intervals of the values.  If there are at most
+    eight curves, each label holds the growth rate and its verdict; see `gradscope.Growth`.
 
     Arguments:
         data: A `gradscope.Profile`, a `gradscope.Matrix`, or a tidy frame with rows of quantity "gsc" (or
@@ -55,8 +55,8 @@ def profile(
             these.
         hue, style: Columns that determine the color and the dashes of a curve.  By default, ``hue`` is the one column
             that distinguishes the networks, such as ``network`` for a dict.
-        notes: Texts to add to the labels of curves, in place of growth rate and verdict.  A dict that maps the tuple of
-            a curve's values in the columns ``hue`` and ``style``, such as ``("tanh",)``, to its text.
+        notes: Texts to add to the labels of curves, in place of growth rate and verdict: a dict from tuples to texts.
+            The tuple of a curve holds its values in the columns ``hue`` and ``style``, such as ``("tanh",)``.
         ax: Where to draw; a new figure by default.
 
     Raises:

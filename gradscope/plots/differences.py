@@ -19,9 +19,10 @@ CURVES = {"local_distance": "given equal inputs", "distance": "whole difference"
 def difference(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with the relative distance between the outputs of every layer in two models, on a logarithmic scale.
 
-    One curve is the whole distance.  The other is the distance if the layer gets equal inputs in both models.  The gray
-    steps are the distances that rounding errors explain.  Filled points mark layers whose distance is larger than
-    rounding explains.  A distance below 1 % of the lowest gray step, such as 0, is drawn at this 1 %.
+    One curve is the distance if both models get the same data.  The other is the distance if the layer itself gets
+    equal inputs in both models.  The gray steps are the distances that rounding errors explain.  Filled points mark
+    layers whose distance is larger than rounding explains.  A distance below 1 % of the lowest gray step, such as 0, is
+    drawn at this 1 %.
 
     Arguments:
         data: A `gradscope.Difference` of two models, or its frame.

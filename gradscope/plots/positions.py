@@ -26,7 +26,7 @@ WORDS = {"target_position": "target position $t$", "source_position": "source po
 def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Axes with GSC by position: a heat map of one layer over source and target positions, or curves of several layers.
 
-    Curves have 95 % intervals.  They show GSC against the position, or against the lag between two positions.
+    Curves show GSC against the position, or against the lag between two positions, with 95 % intervals.
 
     Arguments:
         data: A `gradscope.Positions`, its frame, or a frame of its ``lag_profile()``.
@@ -34,8 +34,8 @@ def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes 
         ax: Where to draw; a new figure by default.
 
     In a heat map, values of exactly zero are gray, and values below a millionth of the largest one have the darkest
-    color.  In curves over the lag, circles at the left end show the first source positions, which ``lag_profile()``
-    leaves out of the lags.
+    color.  In curves over the lag, the circles left of the curves belong to no lag.  Each shows the mean GSC of the
+    blocks from one of the first source positions, which ``lag_profile()`` leaves out of the means by lag.
 
     Raises:
         ValueError: The frame has no GSC by position or lag, or no layer of that name, or several layers are chosen for

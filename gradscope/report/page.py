@@ -59,7 +59,8 @@ def report(
 
     The page begins with the verdict on the growth of GSC, the rate with its interval, and advice.  Then follow:
 
-    - GSC of every layer with its interval, predicted GSC if mean-field theory covers the network, and GSC of all pairs;
+    - GSC of every layer with its interval, predicted GSC if mean-field theory covers the network, and GSC of all pairs
+      of layers;
     - a table of all layers that can be sorted and filtered;
     - the results of `gradscope.check` and `gradscope.compare`;
     - remarks on the measurement, its settings and the software.

@@ -55,7 +55,7 @@ def repair(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Repair:
-    """Return factors for the weights of all units, with which local GSC and the lengths of outputs reach their goals.
+    """Return factors for the weights of all units that bring local GSC, or else the length of outputs, to its goal.
 
     A unit is a part of the network, such as a layer or a residual block.  Its local GSC is that of its input f_k with
     respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2.  The factor of a unit multiplies the weights of the
@@ -64,10 +64,11 @@ def repair(
     matrix are not scaled.  A unit without such weights is treated as a part of the unit before it.
 
     One factor cannot set both local GSC and length, so local GSC comes first.  If a factor between 1/1024 and 1024
-    brings local GSC to its goal, this factor is chosen.  Otherwise, every factor qualifies with which local GSC is
-    within half the ``margin`` of the best value that any factor gives.  Of these factors, the one with the best length
-    is chosen.  For example, no factor changes local GSC in a ReLU network without biases.  The length alone then
-    decides, which gives the initialization of He.
+    brings local GSC to its goal, this factor is chosen.  Otherwise, the factor that brings local GSC nearest to the
+    goal qualifies.  So do factors whose local GSC is farther from the goal by at most half the ``margin``.  Of these
+    factors, the one that brings the output's length nearest to its goal is chosen.  For example, no factor changes
+    local GSC in a ReLU network without biases.  Then all factors qualify, and the length alone decides.  The result is
+    the initialization of He.
 
     Arguments:
         model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
@@ -75,7 +76,7 @@ def repair(
         goal: Goal for the local GSC of every unit; or {unit: goal}, where all other units have the goal 1.
         length: Goal for the root mean square of every unit's output: a number, or None for no goal.  Or "input" for the
             root mean square of the first of the ``layers``, usually the input or the embedding of tokens.
-        margin: Relative deviation of local GSC up to which its goal counts as reached; 2 %, as for growth rates.
+        margin: Largest relative deviation of local GSC at which its goal counts as reached; 2 % by default.
         fresh: Other data, on which local GSC is measured before and after the repair: one batch, or a loader or list of
             batches.  At least ten samples are needed, or ten batches if samples influence each other.
         forward, generator: As for `gradscope.gsc`.
@@ -98,8 +99,8 @@ def repair(
     Raises:
         ValueError: No unit has weights to scale, an argument is invalid, or ``fresh`` is too small for an interval.
 
-    References: He et al. (2015), arXiv:1502.01852; Mishkin and Matas (2016), arXiv:1511.06422, whose method sets
-    lengths in execution order.
+    References: He et al. (2015), arXiv:1502.01852; Mishkin and Matas (2016), arXiv:1511.06422, whose method (LSUV) sets
+    the lengths of outputs, one layer after the other.
 
     >>> import torch, gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=64, weight_variance=0.5, generator=torch.Generator().manual_seed(0))

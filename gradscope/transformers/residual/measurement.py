@@ -163,14 +163,14 @@ def residual(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Residual:
-    """Return what each sum x + f(x) adds to the residual stream, and the gradient's shares through skip and branch.
+    """Return the sizes of skip and branch at each sum x + f(x), and the shares of the squared gradient through each.
 
     A residual addition is a sum of two tensors of one shape: the write f is computed from a tensor x, and the skip is x
     or a simple function of x.  A skip is x itself ("identity"), x times a number or parameter ("scaled"), or x after
-    linear or normalizing layers, pooling or slicing ("projection").  Sums are found in the autograd graph of any
-    module.
+    linear or normalizing layers, pooling or slicing ("projection").  Sums are found in the autograd graph.
 
-    The quantities of an addition, where x is the skip, and q(z) the mean of z^2 over entries and samples:
+    Every addition has the following quantities.  q(z) is the mean of z^2 over entries and samples.  In all items but
+    the last, x stands for the skip, that is, for x after any scaling or projection.
 
     - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).
     - ``write_ratio``: sqrt(q(f) / q(x)).  ``write_cosine``: mean(x f) / sqrt(q(x) q(f)).
@@ -179,9 +179,8 @@ def residual(
       computed for each sample and averaged.
     - ``outlier_channel``: channel of the entry that is largest relative to the root mean square of its sample.
     - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F, each divided by |S + W|_F^2.
-      S and W are the Jacobians of the target with respect to x through the skip and through the branch.  The three
-      shares add up to 1.  Pulling a vector v back from the target gives v_out at the sum and v_x at x.  Then
-      S^T v = v_out and W^T v = v_x - v_out.
+      S and W are the Jacobians of the target with respect to x itself, S through the skip and W through the branch.
+      The three shares add up to 1.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`.  All batches of a stream are measured.
@@ -195,8 +194,9 @@ def residual(
         A `Residual`.  Standard errors over samples are unknown (None) for fewer than 30 samples, or if samples
         influence each other.
 
-    Cost: one forward pass, and one backward pass per cotangent.  In half precision, every branch needs a second one.
-    So does a branch whose x also reaches the target in another way than by the sum (parallel branches, long skips).
+    Cost: one forward pass, and one backward pass per cotangent.  Some branches are passed backward a second time for
+    each cotangent.  In half precision, these are all branches.  Otherwise, they are those whose x also reaches the
+    target in another way than by the sum (parallel branches, long skips).
 
     Raises:
         ValueError: No residual addition lies between input and target, batches of a stream have different additions,
