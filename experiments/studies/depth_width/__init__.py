@@ -23,13 +23,13 @@ def claims(collected: Collected) -> list[Claim]:
     found, made = all_rates(collected), []
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size)[:-1], strict=True)
-        says = f"The log rate of {name(network)} stays within tolerance at every {size}"
+        says = f"The log growth rate of GSC in {name(network)} stays within tolerance at every {size}"
         parts = listed(f"{one:+} for {size} {number}" for one, number in means)
         because = f"log rate minus the log rate at {size} {rates.numbers(size)[-1]}: {parts}"
         made.append(Claim(says, rates.within_tolerance(size), f"{because}; required: each within {TOLERANCE:g} of 0"))
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         change, sizes = _change(found, network, size), rates.numbers(size)
-        says = f"The rate of {name(network)} depends on the {size}"
+        says = f"The growth rate of GSC in {name(network)} depends on the {size}"
         because = f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+}"
         rule = (
             "supported if the unrounded interval excludes 0; contradicted if it contains 0 and lies within "
@@ -38,7 +38,10 @@ def claims(collected: Collected) -> list[Claim]:
         made.append(Claim(says, _depends(change), f"{because}; {rule}"))
     for network, rates in found.items():
         end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
-        says = f"Extrapolated to infinite width, the rate of {name(network)} agrees with mean field within tolerance"
+        says = (
+            f"Extrapolated to infinite width, the growth rate of GSC in {name(network)} agrees with mean field within "
+            "tolerance"
+        )
         because = f"extrapolated log rate minus log rate of mean field: {end:+}; required: within {TOLERANCE:g} of 0"
         line = f"slope of the log rate against 1 / width: {slope:+}"
         made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; {line}"))
@@ -80,7 +83,7 @@ def details(collected: Collected) -> str:
         later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}
         words = [f"{verdict} for the {size}" for size, verdict in later.items()]
         seeds = f"{again} seeds were added after the first look at the data. With these seeds alone, the claim that the"
-        parts.append(f"{seeds} log rate of {name('selu')} stays within tolerance is {listed(words)}.")
+        parts.append(f"{seeds} log growth rate of GSC in {name('selu')} stays within tolerance is {listed(words)}.")
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
@@ -115,8 +118,9 @@ The **rate** is the factor by which GSC grows per layer. It is fitted over the h
 
 A network is **within tolerance** over depth if its log rate at every depth differs by less than {TOLERANCE:g} from its
 log rate at the largest depth. Each of these log rates is a mean over the widths. The whole interval of each difference
-must lie within the tolerance. Over width, the same definition holds with depth and width exchanged. Over
-{1 / TOLERANCE:.0f} layers, the largest depth, a difference of {TOLERANCE:g} in the log rate changes GSC by a factor of e.
+must lie within the tolerance. Over width, the same definition holds with depth and width exchanged. Over the
+{1 / TOLERANCE:.0f} layers of the deepest networks, a difference of {TOLERANCE:g} in the log rate changes GSC by a
+factor of e.
 
 Intervals are 95 % Student's t intervals over initializations. The data were analyzed {LOOKS} times: with the first
 {FIRST_SEEDS} initializations, and with all {{num_seeds}}. For each network, there is one difference for every depth but

@@ -141,8 +141,8 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     return Claim(
         f"The law of dilution holds in single blocks of {name(branch)} with {CASES[case]}",
         ratio.within(1.0, TOLERANCE),
-        f"measured sum of (GSC - 1) over the blocks, divided by this sum by the law: {ratio}; {EQUAL}; mean dilution k: "
-        f"{own['dilution'].mean():.2f}; mean GSC r of a branch: {own['branch_gsc'].mean():.3f}",
+        f"measured sum of (GSC - 1) over the blocks, divided by this sum by the law: {ratio}; {EQUAL}; mean dilution "
+        f"k: {own['dilution'].mean():.2f}; mean GSC r of a branch: {own['branch_gsc'].mean():.3f}",
     )
 
 
