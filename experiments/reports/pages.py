@@ -29,9 +29,10 @@ NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studie
 RULE = (
     "Brackets after a number contain its 95 % interval. A claim is supported if it is true for every value in its "
     "interval, contradicted if it is true for no value in it, and undecided otherwise. A claim with several intervals "
-    "is supported if every one supports it, and contradicted if at least one contradicts it. A number without an "
-    "interval decides by itself. Some claims have another rule, which the claim or the method states. "
-    '"No spread" means that both ends of the interval are equal up to rounding.'
+    "is supported if every one supports it, and contradicted if at least one contradicts it. If a number has no "
+    "interval, the claim is supported if it is true for this number, and contradicted otherwise. Some claims have "
+    'another rule, which the claim or the method states. "No spread" means that both ends of the interval are equal up '
+    "to rounding."
 )
 EXPLORATORY = 'Claims that begin with "Exploratory" were added after a first look at the data.'
 CHECKED = "*Checked* claims are theorems or identities, tested up to rounding. Only a bug could make such a test fail."

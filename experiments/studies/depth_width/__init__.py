@@ -104,8 +104,8 @@ def details(collected: Collected) -> str:
 STUDY = Study(
     question="Does the growth of GSC per layer depend on the depth or on the width of the network?",
     use="""
-Measure the growth rate of an architecture on a small network. If the claims of tolerance below are supported for the
-architecture, larger networks have the same rate within the tolerance, up to the largest depth and width of this study.
+Measure the growth rate of an architecture on a small network. If the claims below find the architecture within
+tolerance, larger networks have the same rate within the tolerance, up to the largest depth and width of this study.
 If mean-field theory covers the architecture, you can use the mean-field rate instead of a measurement. The error of the
 mean-field rate is about proportional to 1 / width.
 """,
@@ -157,8 +157,8 @@ normalization, a larger batch lowers the rate. In the first and last layers, GSC
         "width": "Deviation from mean field: natural logarithm of (measured rate / mean-field rate), against 1 / "
         "width. The lines are least-squares fits, extrapolated to infinite width. Points of each network are shifted "
         "slightly sideways. Bars are 95 % intervals.",
-        "profiles": "log10 GSC minus the prediction of mean field (a straight line), against the distance from the "
-        "output: one row per network, one column per depth. The growth rate is constant where a curve is straight. "
+        "profiles": "log10 GSC minus its mean-field prediction, which is a straight line, against the distance from "
+        "the output. One row per network, one column per depth. The growth rate is constant where a curve is straight. "
         "Bands are 95 % intervals over seeds.",
     },
 )

@@ -40,8 +40,8 @@ def answer(collected: Collected) -> str:
         f"{found.typical(warned)}, and is a false alarm in {found.false_alarms(most)} that do not diverge (the method "
         f"defines signal and lead). A jump of the loss announces the divergence of {found.announced(loss)}, with a "
         f"median lead of {found.typical(loss)}. During training at peak step size {LARGE:g}, log10 of the largest "
-        f"attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak step size "
-        f"{TOO_LARGE[0]:g}, the step of divergence with QK norm minus the step without is {delay}."
+        f"attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak "
+        f"step size {TOO_LARGE[0]:g}, the step of divergence with QK norm minus the step without is {delay}."
     )
 
 
