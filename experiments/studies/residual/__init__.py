@@ -52,9 +52,9 @@ def answer(collected: Collected) -> str:
     plain, residual = (means.mean(numbers.block_totals(frame, case)) for case in RESNETS)
     lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_resnet(frame)[0].holds]
     return (
-        "A skip connection divides GSC - 1 of a block by k^2 + 1 if its output is k times as long (Euclidean norm) as "
-        f"that of the branch: {tests} within {100 * TOLERANCE:.0f} %, and {diluted.count(False)} contradict it. With "
-        "skip weight 1, k grows with the depth, and GSC grows more slowly than an exponential of the depth for "
+        "If the output of a skip connection is k times as long (Euclidean norm) as that of its branch, the skip divides "
+        f"GSC - 1 of the block by k^2 + 1: {tests} within {100 * TOLERANCE:.0f} %, and {diluted.count(False)} contradict "
+        "it. With skip weight 1, k grows with the depth, and GSC grows more slowly than an exponential of the depth for "
         f"{listed(slower)}. Skip connections {lowers} the growth of a ResNet: log10 GSC from its first to its last "
         f"block is {residual} with skips and {plain} without."
     )
@@ -201,7 +201,7 @@ to the branch, for example with a smaller weight on the branch. Do not infer exp
 Block l of a residual network computes f_l = s f_(l-1) + V phi(norm(W f_(l-1))), where V and W are weight matrices. The
 first term is the **skip** with weight s, the second term is the **branch**. The activation phi and the normalization
 norm are tanh with layer normalization (tanh+layer), or ReLU with batch normalization (relu+batch). We measure networks
-of {DEPTH} blocks and width {WIDTH}. Before the first block, a linear map (the stem) changes the width. There are
+of {DEPTH} blocks and width {WIDTH}. A linear map (the stem) maps the input to this width. There are
 {NUM_SEEDS} initializations and {BATCH_SIZE} samples of Gaussian noise. GSC (squared convention) is estimated from
 {NUM_PROBES} random probes.
 
