@@ -52,11 +52,11 @@ def answer(collected: Collected) -> str:
     plain, residual = (means.mean(numbers.block_totals(frame, case)) for case in RESNETS)
     lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_resnet(frame)[0].holds]
     return (
-        "If the output of a skip connection is k times as long (Euclidean norm) as that of its branch, the skip divides "
-        f"GSC - 1 of the block by k^2 + 1: {tests} within {100 * TOLERANCE:.0f} %, and {diluted.count(False)} contradict "
-        "it. With skip weight 1, k grows with the depth, and GSC grows more slowly than an exponential of the depth for "
-        f"{listed(slower)}. Skip connections {lowers} the growth of a ResNet: log10 GSC from its first to its last "
-        f"block is {residual} with skips and {plain} without."
+        "If the output of a skip connection is k times as long (Euclidean norm) as that of its branch, the skip "
+        f"divides GSC - 1 of the block by k^2 + 1: {tests} within {100 * TOLERANCE:.0f} %, and {diluted.count(False)} "
+        "contradict it. With skip weight 1, k grows with the depth, and GSC grows more slowly than an exponential of "
+        f"the depth for {listed(slower)}. Skip connections {lowers} the growth of a ResNet: log10 GSC from its first "
+        f"to its last block is {residual} with skips and {plain} without."
     )
 
 
@@ -217,8 +217,8 @@ is the growth factor of GSC per block. By the law, a skip divides rate - 1 by k^
 (rate - 1) (k^2 + 1) with the skip by rate - 1 without a skip. By the law, this ratio is 1. Its mean must be within
 {100 * TOLERANCE:.0f} % of 1.
 
-**Unit skips** (s = 1). The skip gets longer with every block, and k^2 is proportional to the number of blocks before
-it (the depth). By the law, GSC from the stem therefore grows like a power of the depth, depth^(r - 1), and not like the
+**Unit skips** (s = 1). The skip gets longer with every block, and k^2 is proportional to the number of blocks before it
+(the depth). By the law, GSC from the stem therefore grows like a power of the depth, depth^(r - 1), and not like the
 exponential r^depth. We measure two numbers:
 
 - **Late / early growth**: the growth of log GSC per block from block {WINDOW[1]} to block {WINDOW[2]}, divided by the
