@@ -232,8 +232,8 @@ product are the values "by the law".
 
 **Single blocks.** In {NUM_BLOCKS} blocks of every network, we measure k, r and the GSC of the block. For each network
 and seed, the measured values of GSC - 1 are summed over these blocks. This sum is divided by the sum of GSC - 1 by the
-law, which uses the measured k and r. The mean of this ratio over seeds must be within {100 * TOLERANCE:.0f} % of 1. The
-test at k = 1 says little: there, k and k^2 are equal, so a law with k instead of k^2 would also pass.
+law, which uses the measured k and r. The mean of this ratio over seeds must be within {100 * TOLERANCE:.0f} % of 1. At
+k = 1, the test cannot distinguish k^2 from k: a law with k instead of k^2 would also pass.
 
 **ReLU without normalization.** Two networks with unit skips have no normalization. The branch is V relu(W f) in one
 network, and relu(W f) in the other. Both branches have r = 1, so the law predicts that a block has GSC 1, for any k.
