@@ -202,9 +202,10 @@ the changes of different layers. We report the largest n for which the loss on {
 {SUFFERS:g}.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
-momentum {MOMENTUM:g}. The networks are plain or have skip connections. With skip connections, a block with input f
-computes f + V phi(norm(W f)), where phi is the activation; each block counts as one layer. Numbers of layers include
-the linear head and, with skip connections, the linear stem. Each run uses the learning rate with the lowest final
+momentum {MOMENTUM:g}. The networks are plain or have skip connections. With skip connections, a block with input f and
+weight matrices V and W computes f + V phi(norm(W f)). Here phi is the activation, and norm is the normalization. Each
+block counts as one layer. Numbers of layers include the linear head and, with skip connections, the linear stem (the
+map before the first block). Each run uses the learning rate with the lowest final
 training loss. Effective depths are computed in float64 on a batch of digits. In networks with batch normalization,
 which couples the samples, they are estimated from {PROBES} random vectors. In other networks they are exact.
 """,

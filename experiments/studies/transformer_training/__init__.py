@@ -138,7 +138,7 @@ runs with these seeds that did not fail, rounded up.
 - A control has more steps than a failing run, which ends with the failure. So a signal has more steps to fire in a
   control. Therefore we also count false alarms in **equally long** monitoring. For this, we form all pairs of a control
   and a failing run. The rate is the fraction of pairs in which the signal fires in the control before the step at which
-  the other run fails.
+  the failing run fails.
 
 **QK norm.** Each run with QK norm is compared with the run without QK norm of the same seed and peak step size. In this
 comparison, a run that does not fail counts as failing after the last step.
