@@ -213,7 +213,8 @@ which couples the samples, they are estimated from {PROBES} random vectors. In o
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. The intervals of all claims of one kind, for example about growth during training, are
 simultaneous (Bonferroni). The smallest share that counts, {TOLERANCES[0]:g}, is a convention. The table also has
-effective depths for a smallest share of {100 * TOLERANCES[1]:g} %. Wider networks or longer training may give other numbers.
+effective depths for a smallest share of {100 * TOLERANCES[1]:g} %. Wider networks or longer training may give
+other numbers.
 """,
     claims=claims,
     answer=answer,
