@@ -27,24 +27,25 @@ INTRODUCTION = (
 )
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 RULE = (
-    "Brackets after a number contain its 95 % interval. A claim is supported if every value in the interval agrees "
-    "with it, contradicted if no value agrees, and undecided otherwise. If a claim has several intervals, all must "
-    "support it, and one is enough to contradict it. If a number has no interval, the number itself decides. Some "
-    'claims have another rule, which the claim or the method states. "No spread": the ends of the interval are equal '
-    "up to rounding."
+    "Brackets after a number contain its 95 % interval. A claim is supported if it is true for every value in its "
+    "interval, contradicted if it is true for no value in it, and undecided otherwise. A claim with several intervals "
+    "is supported if every one supports it, and contradicted if at least one contradicts it. If a number has no "
+    "interval, the claim is supported if it is true for this number, and contradicted otherwise. Some claims have "
+    'another rule, which the claim or the method states. "No spread" means that both ends of the interval are equal up '
+    "to rounding."
 )
 EXPLORATORY = 'Claims that begin with "Exploratory" were added after a first look at the data.'
-CHECKED = "*Checked* claims are theorems or identities, tested up to rounding. Only a bug could make them fail."
+CHECKED = "*Checked* claims are theorems or identities, tested up to rounding. Only a bug could make such a test fail."
 GLOSSARY = """
 - **GSC**, the gradient scale coefficient ([formula](../../README.md#what-is-measured)), is qm(J)² ‖f_k‖² / ‖f_l‖².
-  Here f_k and f_l are the outputs of layer k and of a later layer l. J is the Jacobian of f_l with respect to f_k, and
-  qm(J)² is the squared Frobenius norm of J divided by its number of columns. Let f_k undergo a small random change.
-  GSC is the squared relative change of f_l, on average, divided by the squared relative change of f_k. Gradients
-  explode if GSC grows with the number of layers between k and l. This definition is the squared convention: part of
-  the literature calls the square root of this number GSC.
-- **Growth rate** of GSC, or rate: GSC from a layer to the output, divided by GSC from the next layer to the output. A
-  fit over many layers gives one rate.
-- **Mean field** ([theory](../theory.md)): predictions for a network of infinite width with random weights.
+  Here f_k is the output of layer k, and f_l is the output of a later layer l. J is the Jacobian of f_l with respect to
+  f_k. qm(J)² is the squared Frobenius norm of J, divided by the number of columns of J. In words: a small random change
+  of f_k changes f_l. GSC is the squared relative change of f_l, on average over such changes, divided by the squared
+  relative change of f_k. Gradients explode if GSC grows exponentially with the number of layers between k and l. Part
+  of the literature calls the square root of this number GSC; these pages use the squared convention.
+- **Growth rate** of GSC, or rate: the factor by which GSC to the output grows per layer, from the output towards the
+  input. One rate for many layers comes from a fit to log GSC.
+- **Mean field** ([theory](../theory.md)): the theory of networks with random weights and infinite width.
 - **Names** of networks give the activation and the normalization. For example, tanh+layer has the activation tanh and
   layer normalization, tanh+batch has tanh and batch normalization, and tanh has no normalization.
 - Other terms are explained in the [glossary](../glossary.md).

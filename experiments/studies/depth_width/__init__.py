@@ -23,23 +23,28 @@ def claims(collected: Collected) -> list[Claim]:
     found, made = all_rates(collected), []
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size)[:-1], strict=True)
-        says = f"The log rate of {name(network)} stays within tolerance at every {size}"
-        parts = listed(f"{one:+} at {size} {number}" for one, number in means)
-        because = f"log rate minus log rate at {size} {rates.numbers(size)[-1]}: {parts}"
-        made.append(Claim(says, rates.within_tolerance(size), f"{because}; required: within {TOLERANCE:g} of 0"))
+        says = f"The log growth rate of GSC in {name(network)} stays within tolerance at every {size}"
+        parts = listed(f"{one:+} for {size} {number}" for one, number in means)
+        because = f"log rate minus the log rate at {size} {rates.numbers(size)[-1]}: {parts}"
+        made.append(Claim(says, rates.within_tolerance(size), f"{because}; required: each within {TOLERANCE:g} of 0"))
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         change, sizes = _change(found, network, size), rates.numbers(size)
-        says = f"The rate of {name(network)} depends on the {size}"
+        says = f"The growth rate of GSC in {name(network)} depends on the {size}"
         because = f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+}"
         rule = (
-            f"supported: interval without 0; contradicted: interval that contains 0 and lies within {TOLERANCE:g} of 0"
+            "supported if the unrounded interval excludes 0; contradicted if it contains 0 and lies within "
+            f"{TOLERANCE:g} of 0"
         )
         made.append(Claim(says, _depends(change), f"{because}; {rule}"))
     for network, rates in found.items():
         end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
-        says = f"Extrapolated to infinite width, the rate of {name(network)} agrees with mean field within tolerance"
+        says = (
+            f"Extrapolated to infinite width, the growth rate of GSC in {name(network)} agrees with mean field within "
+            "tolerance"
+        )
         because = f"extrapolated log rate minus log rate of mean field: {end:+}; required: within {TOLERANCE:g} of 0"
-        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; slope of the fitted line: {slope:+}"))
+        line = f"slope of the log rate against 1 / width: {slope:+}"
+        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; {line}"))
     return made
 
 
@@ -78,7 +83,7 @@ def details(collected: Collected) -> str:
         later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}
         words = [f"{verdict} for the {size}" for size, verdict in later.items()]
         seeds = f"{again} seeds were added after the first look at the data. With these seeds alone, the claim that the"
-        parts.append(f"{seeds} log rate of {name('selu')} stays within tolerance is {listed(words)}.")
+        parts.append(f"{seeds} log growth rate of GSC in {name('selu')} stays within tolerance is {listed(words)}.")
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
@@ -99,9 +104,10 @@ def details(collected: Collected) -> str:
 STUDY = Study(
     question="Does the growth of GSC per layer depend on the depth or on the width of the network?",
     use="""
-Measure the growth rate of an architecture on a small network. If the claims below are supported for the architecture,
-the rate of larger networks is the same within the tolerance. If mean-field theory covers the architecture, you can use
-the mean-field rate instead of a measurement. Its error is about proportional to 1 / width.
+Measure the growth rate of an architecture on a small network. If the claims below find the architecture within
+tolerance, larger networks have the same rate within the tolerance, up to the largest depth and width of this study.
+If mean-field theory covers the architecture, you can use the mean-field rate instead of a measurement. The error of the
+mean-field rate is about proportional to 1 / width.
 """,
     method=f"""
 We measure {len(NETWORKS)} plain networks, each with the depths {{model.depth}} and the widths {{model.width}}, on
@@ -112,17 +118,20 @@ The **rate** is the factor by which GSC grows per layer. It is fitted over the h
 
 A network is **within tolerance** over depth if its log rate at every depth differs by less than {TOLERANCE:g} from its
 log rate at the largest depth. Each of these log rates is a mean over the widths. The whole interval of each difference
-must lie within the tolerance. Over width, the same definition holds with depth and width exchanged. A difference of
-{TOLERANCE:g} in the log rate changes GSC over all layers of the deepest network by a factor of e.
+must lie within the tolerance. Over width, the same definition holds with depth and width exchanged. Over the
+{1 / TOLERANCE:.0f} layers of the deepest networks, a difference of {TOLERANCE:g} in the log rate changes GSC by a
+factor of e.
 
-Intervals are 95 % Student's t intervals over seeds. The data were analyzed {LOOKS} times: with the first {FIRST_SEEDS}
-initializations, and with all {{num_seeds}}. Intervals are simultaneous (Bonferroni) over both analyses, and over the
-differences of a network, one for each depth (or width) but the largest.
+Intervals are 95 % Student's t intervals over initializations. The data were analyzed {LOOKS} times: with the first
+{FIRST_SEEDS} initializations, and with all {{num_seeds}}. For each network, there is one difference for every depth but
+the largest. Their intervals are simultaneous (Bonferroni) over these differences and over both analyses. The same holds
+for the differences over width.
 
-A rate **depends on the depth** if the interval of its change from the smallest to the largest depth excludes 0, even if
-the change is slight. The claim is contradicted if the interval contains 0 and lies within the tolerance. The rate then
-changes by less than the tolerance, if at all. The dependence on the width is tested in the same way. Intervals are
-simultaneous over these {len(SIZES) * len(NETWORKS)} tests and over both analyses.
+A rate **depends on the depth** if the log rate changes from the smallest to the largest depth: the interval of this
+change excludes 0, however small the change. The claim is contradicted if the interval contains 0 and lies within the
+tolerance. The rate then changes by less than the tolerance, if at all. The dependence on the width is tested in the
+same way. Intervals of the changes are simultaneous over all {len(SIZES) * len(NETWORKS)} tests (depth and width of each
+network) and over both analyses.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. The deviation of a
 finite network from mean field should be proportional to 1 / width. To test the limit, we fit a line to the log rate as
@@ -130,12 +139,12 @@ a function of 1 / width (least squares), and extrapolate this line to 1 / width 
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. The intervals in the table and for infinite width are not
-simultaneous. A first analysis of {FIRST_SEEDS} initializations could not decide whether SELU is within tolerance at
-every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log rates were
-compared instead of rates. "All results" gives the verdicts of the added initializations alone. Random probes add little
-error to a rate. Far from the output, their noise changes log GSC of all layers by nearly the same amount, which does
-not change the rate. The study covers one batch size, which is smaller than every width. With batch normalization, a
-larger batch lowers the rate. In the first and last layers, GSC may grow at another rate.
+simultaneous. A first analysis of {FIRST_SEEDS} initializations could not decide whether the SELU network is within
+tolerance at every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log
+rates were compared instead of rates. "All results" gives the verdicts of the added initializations alone. Random probes
+add little error to a rate: far from the output, their noise shifts log GSC of all layers by nearly the same amount, and
+such a shift does not change the rate. The study covers one batch size, which is smaller than every width. With batch
+normalization, a larger batch lowers the rate. In the first and last layers, GSC may grow at another rate.
 """,
     claims=claims,
     answer=answer,
@@ -148,8 +157,8 @@ larger batch lowers the rate. In the first and last layers, GSC may grow at anot
         "width": "Deviation from mean field: natural logarithm of (measured rate / mean-field rate), against 1 / "
         "width. The lines are least-squares fits, extrapolated to infinite width. Points of each network are shifted "
         "slightly sideways. Bars are 95 % intervals.",
-        "profiles": "log10 GSC minus the prediction of mean field (a straight line), against the distance from the "
-        "output: one row per network, one column per depth. The growth rate is constant where a curve is straight. "
+        "profiles": "log10 GSC minus its mean-field prediction, which is a straight line, against the distance from "
+        "the output. One row per network, one column per depth. The growth rate is constant where a curve is straight. "
         "Bands are 95 % intervals over seeds.",
     },
 )

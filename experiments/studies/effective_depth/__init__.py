@@ -56,7 +56,7 @@ def claims(collected: Collected) -> list[Claim]:
         depths = runs.by_seed(key, tolerance=TOLERANCES[0])
         first, last = depths.index[0], depths.index[-1]
         change = mean(depths.loc[last] - depths.loc[first], num)
-        because = f"after step {first:.0f}: {mean(depths.loc[first])}; increase until step {last:.0f}: {change}"
+        because = f"after step {first:.0f}: {mean(depths.loc[first])} layers; growth until step {last:.0f}: {change}"
         made.append(Claim(f"{name(key)}: the effective depth grows during training", change.above(0), because))
     for key, other in alike.items():
         found = mean(runs.final(key) - runs.final(other), len(alike))
@@ -88,9 +88,9 @@ def _independent(runs: Runs) -> Claim:
     return Claim(
         says,
         all_of(*near.values()),
-        f"effective depth with independent directions minus measured effective depth, in the network where it is "
-        f"farthest from 0 ({name(farthest)}): {found[farthest]}; networks whose whole interval is farther than "
-        f"{NEAR:g} from 0: {outside or 'none'}",
+        f"effective depth with independent directions minus measured effective depth: {found[farthest]} in the network "
+        f"where this difference is farthest from 0 ({name(farthest)}); networks in which the whole interval of the "
+        f"difference is farther than {NEAR:g} from 0: {outside or 'none'}",
     )
 
 
@@ -105,7 +105,8 @@ def _together(runs: Runs) -> Claim:
     return Claim(
         says,
         found.value < 0 if found.p < 0.05 else None,
-        f"rank correlation over {found.num} networks: {found.value:.2f}; p = {found.p:.2g}; required: p below 0.05",
+        f"rank correlation of the two fractions over {found.num} networks: {found.value:.2f}; p = {found.p:.2g}; "
+        "required for a decision: p below 0.05",
     )
 
 
@@ -117,8 +118,8 @@ def _certain(runs: Runs) -> Claim:
     return Claim(
         says,
         bool(widths.max() <= 1),
-        f"the effective depth is known exactly in {(widths == 0).sum()} of {len(widths)} runs; widest interval in the "
-        f"other runs: {widths.max():.0f} {'layer' if widths.max() == 1 else 'layers'}",
+        f"the effective depth is known exactly in {(widths == 0).sum()} of {len(widths)} runs; widest interval of the "
+        f"effective depth in the other runs: {widths.max():.0f} {'layer' if widths.max() == 1 else 'layers'}",
     )
 
 
@@ -129,7 +130,7 @@ def answer(collected: Collected) -> str:
     learned, others = ([key for key in runs.deep if (accuracy[key] > LEARNED) is which] for which in (True, False))
     text = [f"Deep networks that learn to classify digits {_used(runs, learned)}."] if learned else []
     if others:
-        names = "; ".join(f"{name(key)}: {100 * accuracy[key]:.0f} % correct" for key in others)
+        names = "; ".join(f"{name(key)}: {100 * accuracy[key]:.0f} % of test digits correct" for key in others)
         text.append(f"Deep networks that hardly learn ({names}) {_used(runs, others)}.")
     stands = []
     for skips in ("without", "with"):
@@ -138,14 +139,14 @@ def answer(collected: Collected) -> str:
             stands.append(
                 f"the last {min(found):.0f} to {max(found):.0f} layers of deep networks {skips} skip connections"
             )
-    lost = f"If the loss may rise by {SUFFERS:g}, a first-order expansion in the weights can replace"
-    return " ".join([*text, f"{lost} {listed(stands)}."])
+    lost = f"If the loss may rise by {SUFFERS:g}, a first-order expansion in the weights can replace (depending on the"
+    return " ".join([*text, f"{lost} network) {listed(stands)}."])
 
 
 def _used(runs: Runs, keys: list[Key]) -> str:
     depths = [mean(runs.final(key)).value for key in keys]
     most = max(map(runs.layers, keys))
-    return f"have up to {most} layers and use {min(depths):.1f} to {max(depths):.1f} of them (effective depth)"
+    return f"have up to {most} layers, and their effective depth is {min(depths):.1f} to {max(depths):.1f} layers"
 
 
 def details(collected: Collected) -> str:
@@ -177,23 +178,23 @@ STUDY = Study(
     use="""
 Do not assume that training uses all layers. Also check the accuracy of a deep network: a network that hardly learns can
 have a large effective depth. With skip connections, a first-order expansion can replace about half of the layers or
-more. The effects of training these layers then almost add up.
+more. So the joint effect of training these layers is nearly the sum of the effects of the single layers.
 """,
     method=f"""
 **Residual trick.** Let J_l be the Jacobian of layer l of the trained network. I_l is the Jacobian of the same layer at
 the same input, but with the parameters before training. R_l = J_l - I_l is the change by training. The Jacobian of the
 network is the product of I_l + R_l over all layers. Expand this product. C^k is the sum of all its terms with exactly k
-factors R_l. It is the joint contribution of k trained layers, and follows from a recurrence over the layers:
-`C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
+factors R_l: the joint contribution of k trained layers. It follows from a recurrence. Let C^k_l be this sum for the
+first l layers. Then `C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
 
-**Effective depth.** The share of C^k is its norm divided by the sum of the norms of C^0, C^1, and so on. The
+**Effective depth.** The share of C^k is its Frobenius norm divided by the sum of the norms of C^0, C^1, and so on. The
 **effective depth** is the largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The
 residual trick and the name "effective depth" are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577). They
-bound C^k by norms of the layers; the definition by shares is ours.
+bound the norm of C^k by norms of the layers. The definition by shares is ours.
 
-**Independent directions.** For comparison, we compute the effective depth for the assumption that I_l and R_l of all
-layers have independent random directions. Squared norms of the terms then add up, and only the norms of I_l and R_l
-matter.
+**Independent directions.** For comparison, we compute the effective depth under an assumption: I_l and R_l of all
+layers have independent random directions. Then the squared norm of C^k is the sum of the squared norms of its terms,
+and only the norms of I_l and R_l matter.
 
 **Taylor replacement.** The output is expanded to first order in the parameters of the last n layers, around their
 values before training (`gradscope.taylor_losses`). This expansion **replaces** the n layers. It leaves out products of
@@ -201,17 +202,19 @@ the changes of different layers. We report the largest n for which the loss on {
 {SUFFERS:g}.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
-momentum {MOMENTUM:g}. The networks are plain or have skip connections. With skip connections, a block with input f
-computes f + V phi(norm(W f)), where phi is the activation; each block counts as one layer. Numbers of layers include
-the linear head and, with skip connections, the linear stem. Each run uses the learning rate with the lowest final
-training loss. Effective depths are computed in float64 on a batch of digits. They are estimated from {PROBES} random
-vectors if batch normalization couples the samples, and exact otherwise.
+momentum {MOMENTUM:g}. The networks are plain or have skip connections. With skip connections, a block with input f and
+weight matrices V and W computes f + V phi(norm(W f)). Here phi is the activation, and norm is the normalization. Each
+block counts as one layer. Numbers of layers include the linear head and, with skip connections, the linear stem (the
+map before the first block). Each run uses the learning rate with the lowest final
+training loss. Effective depths are computed in float64 on a batch of digits. In networks with batch normalization,
+which couples the samples, they are estimated from {PROBES} random vectors. In other networks they are exact.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
-other measured digits. Claims of one kind, for example about growth during training, have simultaneous intervals
-(Bonferroni). The smallest share that counts, {TOLERANCES[0]:g}, is a convention; the table also has effective depths
-for a smallest share of {100 * TOLERANCES[1]:g} %. Wider networks or longer training may give other numbers.
+other measured digits. The intervals of all claims of one kind, for example about growth during training, are
+simultaneous (Bonferroni). The smallest share that counts, {TOLERANCES[0]:g}, is a convention. The table also has
+effective depths for a smallest share of {100 * TOLERANCES[1]:g} %. Wider networks or longer training may give
+other numbers.
 """,
     claims=claims,
     answer=answer,
@@ -221,15 +224,16 @@ for a smallest share of {100 * TOLERANCES[1]:g} %. Wider networks or longer trai
         "effective_depth": "Effective depth of networks during and after training. Left: the deepest networks during "
         "training. Right: all networks at the end of training; filled markers show the deepest networks, hollow "
         "markers the others, and strokes the number of layers. Bars and bands are 95 % intervals over seeds; "
-        "there is no bar where all seeds agree. On the right, networks of different depth are shifted up or down.",
+        "there is no bar where all seeds agree. On the right, points of different depths are shifted up or down.",
         "contributions": "Share of the joint contribution C^k of k trained layers at the end of training, for the "
         "deepest networks. Lines are means of logarithms over seeds, with bands of one standard deviation. Dotted "
         "lines assume layers with independent directions. A line ends where the share of any seed is below "
         "1e-15, because such shares are not stored. The gray line is the smallest share that counts for the effective "
         "depth.",
-        "taylor": "Loss of the deepest networks when a first-order expansion replaces their last layers, minus the "
-        "loss of the whole network. Lines are medians over seeds. Bands go from the lowest to the highest seed. "
-        f"The gray line is a rise by {SUFFERS:g}; below it, the axis is linear.",
+        "taylor": "Rise of the loss of the deepest networks when a first-order expansion replaces their last layers, "
+        "against the number of these layers. Lines are medians over seeds. Bands go from the lowest to the highest "
+        f"seed. The gray line is a rise by {SUFFERS:g}. The vertical axis is linear below the gray line, and "
+        "logarithmic above it.",
     },
     condensed=condensed,
 )

@@ -54,8 +54,9 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "The looks-linear network is an affine map up to rounding",
             linear.affine,
-            f"fraction of the variance that is not affine: at most {linear.nonlinearity.max():.1g}; required: below "
-            f"{ROUNDING:g}; linear fit error of the last layer: {means.mean(linear.last_layer)}",
+            f"fraction of the variance of the outputs that no affine map of the inputs explains: at most "
+            f"{linear.nonlinearity.max():.1g}; required: below {ROUNDING:g}; linear fit error of the last layer: "
+            f"{means.mean(linear.last_layer)}",
             identity=True,
         ),
     ]
@@ -73,12 +74,12 @@ def answer(collected: Collected) -> str:
         {(MEASURES[m], NAMES[b]): _paid_for(found, b, m).holds for m in TESTED for b in BASELINES},
         "remedies that leave less GSC also leave less nonlinearity of {};",
         "remedies that leave less GSC leave more nonlinearity of {};",
-        "it is undecided whether less GSC means less nonlinearity of {};",
+        "it is undecided whether remedies that leave less GSC leave less nonlinearity of {};",
     ).rstrip(";")  # fmt: skip
     return (
         f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output by a factor of more than "
-        f"{10**LEAST:.1f}, at equal numbers of parameters. The strongest remedies (named as in the method) are "
-        f"{listed(best)}. "
+        f"{10**LEAST:.1f}, at equal numbers of parameters (a remedy counts once for each network that it changes). "
+        f"The strongest remedies, named as in the method, are {listed(best)}. "
         f"{price[0].upper()}{price[1:]}."
     )
 
@@ -95,9 +96,9 @@ def details(collected: Collected) -> str:
     ]
     orders = (f"{numbers.correlation(b, own, 'nlc').value:.2f} for {NAMES[b]}" for b, own in found.items())
     parts = [
-        f"Remedies that lower log10 GSC below {LEAST:.2f} and keep more than {100 * MOSTLY:.0f} % of the "
-        f"nonlinearity of the outputs: {listed(examples)}. The rank correlation of GSC and NLC (not tested) is "
-        f"{listed(orders)}."
+        f"Remedies with which log10 GSC from input to output is below {LEAST:.2f}, and which keep more than "
+        f"{100 * MOSTLY:.0f} % of the nonlinearity of the outputs: {listed(examples)}. The rank correlation of GSC and "
+        f"NLC, which is not tested, is {listed(orders)}."
     ]
     for baseline, by_remedy in found.items():
         head = [NAMES[baseline], "log10 GSC, input to output", "rate per layer", "rate in mean field", "not affine",
@@ -133,8 +134,8 @@ def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
     return Claim(
         f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" lowers GSC from input to output',
         change.below(-LEAST),
-        f"change of log10 GSC: {change:+}; required: below {-LEAST:.2f}; rate per layer: {means.mean(after.rate)} "
-        f"instead of {before.rate.mean():.3f}",
+        f"change of log10 GSC: {change:+}; required: below {-LEAST:.2f}; growth rate of GSC per layer: "
+        f"{means.mean(after.rate)} instead of {before.rate.mean():.3f}",
     )
 
 
@@ -145,7 +146,8 @@ def _repeats(found: Outcomes, baseline: str, remedy: str) -> Claim:
     same = "the unchanged network" if twin == NONE else f'"{twin}"'
     says = f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" gives the same GSC as {same}'
     because = (
-        f"difference of log10 GSC: {change:+}; required: within {LEAST:.2f} of 0; difference of the rates: {rate:+}"
+        f"difference of log10 GSC: {change:+}; required: within {LEAST:.2f} of 0; difference of the growth rates per "
+        f"layer: {rate:+}"
     )
     return Claim(says, change.within(0.0, LEAST), because)
 
@@ -154,7 +156,10 @@ def _same_rate(found: Outcomes, baseline: str) -> Claim:
     difference = means.mean(found[baseline]["wider"].rate - found[baseline][NONE].rate)
     says = f"{NAMES[baseline]}: fewer and wider layers do not change the rate per layer"
     change = _change(found, baseline, "wider", NONE)
-    because = f"change of the rate: {difference:+}; required: within {EQUAL:.2g} of 0; change of log10 GSC: {change:+}"
+    because = (
+        f"change of the growth rate of GSC per layer: {difference:+}; required: within {EQUAL:.2g} of 0; change of "
+        f"log10 GSC: {change:+} from input to output"
+    )
     return Claim(says, difference.within(0.0, EQUAL), because)
 
 
@@ -173,8 +178,8 @@ def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:
     return Claim(
         f"{NAMES[baseline]}: remedies that leave less GSC leave less nonlinearity of {MEASURES[measure]}",
         order.value > 0 if order.p < limit else None,
-        f"rank correlation over {order.num} networks: {order.value:.2f}; p = {order.p:.2g}; required: p below "
-        f"{limit:.2g}",
+        f"rank correlation of GSC and this nonlinearity over {order.num} networks: {order.value:.2f}; p = "
+        f"{order.p:.2g}; required for a decision: p below {limit:.2g}",
     )
 
 
@@ -182,20 +187,20 @@ STUDY = Study(
     question="What helps against exploding gradients, and what does it cost?",
     answer=answer,
     use="""
-Reduce the depth, add skip connections, or change the initial weights or the normalization. The tables below rank the
-remedies for each network. Also check the nonlinearity: a network that is only an affine map has GSC near 1, but is
-useless.
+Reduce the depth, add skip connections, or change the initial weights or the normalization. The tables under "All
+results" rank the remedies for each network. Also check the nonlinearity: a network that is only an affine map has GSC
+near 1, but is useless.
 """,
     method=f"""
 Three exploding networks have depth {DEPTH}, width {WIDTH} and a linear head with {NUM_OUTPUTS} outputs: tanh with
 weight variance {BASELINES["tanh_large"]["weight_variance"]:g} / fan-in ("tanh with large weights"), ReLU with batch
 normalization ("relu+batch"), and SELU ("selu"). They are measured on {BATCH_SIZE} samples of Gaussian noise with
-{NUM_SEEDS} initializations. Each network is measured unchanged, and with one change at a time (a **remedy**). Numbers
-of parameters are equal within 1 %. The remedies are:
+{NUM_SEEDS} initializations. Each network is measured unchanged, and with one change at a time (a **remedy**). A remedy
+changes the number of parameters by at most 1 %. The remedies are:
 
 - **wider**: the number of layers is divided by {FEWER}; wider layers keep the number of parameters equal
-- **residual**: blocks with skip connections compute f + V phi(norm(W f)), where f is the input of the block and phi the
-  activation; each block has two weight matrices, so there are half as many blocks as layers in the unchanged network
+- **residual**: half as many blocks with skip connections as the unchanged network has layers. A block with input f and
+  weight matrices V and W computes f + V phi(norm(W f)). Here phi is the activation, and norm is the normalization
 - **batch norm**, **layer norm**, **plain**: batch, layer or no normalization of the pre-activations
 - **he**, **lecun**, **xavier**: Gaussian initial weights of variance 2 / fan-in, 1 / fan-in and
   2 / (fan-in + fan-out)
@@ -207,7 +212,7 @@ of parameters are equal within 1 %. The remedies are:
   `gradscope.initializers.lsuv`)
 
 **Repeated networks.** Mean field describes networks of infinite width, for which only the variance of the weights
-matters. In mean field, some remedies therefore repeat another network:
+matters. In mean field, some remedies therefore give a network that is already in the study, a **repetition**:
 
 - tanh (without biases): critical and orthogonal weights have the same variance as lecun weights.
 - relu+batch: batch normalization cancels the scale of the weights, so xavier, orthogonal and LSUV weights change
@@ -216,19 +221,20 @@ matters. In mean field, some remedies therefore repeat another network:
 
 These networks are marked †. They are compared with the network that they repeat, and not counted as remedies.
 
-**No finding is counted twice.** Three of these repetitions hold exactly, at every width, so they are not claims:
+**No finding is counted twice.** Three repetitions hold exactly at every width, not only in mean field. They are not
+tested as claims:
 
 - tanh: critical and lecun weights have the same distribution.
-- relu+batch: xavier weights have the distribution of the unchanged weights, up to a scale.
-- relu+batch: LSUV weights are orthogonal weights, up to a scale.
+- relu+batch: xavier weights are distributed like the unchanged weights times a constant.
+- relu+batch: LSUV weights are orthogonal weights times a constant for each layer.
 
-Batch normalization cancels these scales. If "wider" does not change the rate per layer, it lowers GSC only because
-there are fewer layers. Then only the rate is a claim.
+Batch normalization cancels these constants. Also, if "wider" does not change the rate per layer, it lowers GSC only
+because there are fewer layers. In this case, the equal rate is a claim, and the lower GSC is not.
 
 **Growth** is log10 GSC (squared convention) from input to output. Growth per layer would be misleading, because
 networks with equal numbers of parameters differ in depth. A remedy **lowers** GSC if the whole interval of its change
-of log10 GSC is below -{LEAST:.2f}. The value {LEAST:.2f} is the growth over {DEPTH} layers at the rate {1 + MARGIN:g},
-the largest rate that `gradscope.growth` calls stable.
+of log10 GSC is below -{LEAST:.2f}. The value {LEAST:.2f} is log10({1 + MARGIN:g}^{DEPTH}): the growth over {DEPTH}
+layers at the largest rate that `gradscope.growth` calls stable, {1 + MARGIN:g}.
 
 **Nonlinearity** is measured in three ways:
 
@@ -242,17 +248,17 @@ the largest rate that `gradscope.growth` calls stable.
 
 **Price.** Does less growth cost nonlinearity? For each of the three networks, the unchanged network and its remedies
 are ranked by growth and by nonlinearity (means over seeds). Spearman's rank correlation compares the two rankings. The
-two-sided p value is exact (permutation test). Because there are {NUM_TESTS} correlations, p must be below
-{SIGNIFICANCE:g} / {NUM_TESTS}. NLC is not tested: if the inputs are Gaussian noise and the outputs have mean 0, the
-square of NLC is nearly GSC.
+two-sided p value is exact (permutation test). Three networks with two measures of nonlinearity give {NUM_TESTS}
+correlations, so p must be below {SIGNIFICANCE:g} / {NUM_TESTS}. Otherwise the claim is undecided. The third measure,
+NLC, is not tested: if the inputs are Gaussian noise and the outputs have mean 0, the square of NLC is nearly GSC.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations. Differences are computed for each seed. In the tables,
-means of the linear fit error and of NLC are geometric. Intervals for changes of GSC are simultaneous (Bonferroni). Two
-choices were made after a first look at the data: the smallest change that counts, and which networks count as repeated.
-There are few remedies per network, so a real rank correlation may be undecided here. The study covers one depth, one
-number of parameters and Gaussian noise, all at initialization. A network that is nearly affine at initialization may
-become nonlinear during training.
+Intervals are 95 % Student's t intervals over initializations. Differences between networks are computed for each seed,
+then averaged. In the tables, means of the linear fit error and of NLC are geometric. Intervals for changes of GSC are
+simultaneous (Bonferroni). Two choices were made after a first look at the data: the smallest change of GSC that counts,
+and which networks count as repeated. There are few remedies per network, so the test may miss a real rank correlation.
+The study covers one depth, one number of parameters and Gaussian noise, all at initialization. A network that is nearly
+affine at initialization may become nonlinear during training.
 """,
     claims=claims,
     figures=figures.draw,

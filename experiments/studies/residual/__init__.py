@@ -47,16 +47,16 @@ def answer(collected: Collected) -> str:
     """The effect of dilution, the growth with unit skips, and the ResNet."""
     frame = collected.frame
     diluted = [claim.holds for claim in _diluted_by_all(frame)]
-    tests = f"{diluted.count(True)} of {len(diluted)} tests (one per network and k) support this"
+    tests = f"{diluted.count(True)} of {len(diluted)} tests (one for each network and k) support this"
     slower = [name(branch) for branch in BRANCHES if _by_depth(frame, branch)[1].holds]
     plain, residual = (means.mean(numbers.block_totals(frame, case)) for case in RESNETS)
     lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_resnet(frame)[0].holds]
     return (
-        "A skip connection that is k times as long as its branch (Euclidean norm) divides GSC - 1 of a block by "
-        f"k^2 + 1: {tests} within {100 * TOLERANCE:.0f} %, and {diluted.count(False)} contradict it. With skip weight "
-        "1, k grows with the depth, and GSC grows more slowly than an exponential of the depth for "
-        f"{listed(slower)}. Skip connections {lowers} the growth of a ResNet: log10 GSC from its first to its last "
-        f"block is {residual} with skips and {plain} without."
+        "If the output of a skip connection is k times as long (Euclidean norm) as that of its branch, the skip "
+        f"divides GSC - 1 of the block by k^2 + 1: {tests} within {100 * TOLERANCE:.0f} %, and {diluted.count(False)} "
+        "contradict it. With skip weight 1, k grows with the depth, and GSC grows more slowly than an exponential of "
+        f"the depth for {listed(slower)}. Skip connections {lowers} the growth of a ResNet: log10 GSC from its first "
+        f"to its last block is {residual} with skips and {plain} without."
     )
 
 
@@ -80,7 +80,8 @@ def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     rates, theory = numbers.rates(frame, branch, "0"), numbers.branch_rate(frame, branch)
     ratio = means.mean((rates - 1) / (theory - 1))
     says = f"Without a skip, GSC of {name(branch)} grows as mean field predicts"
-    because = f"rate: {means.mean(rates)}; mean field: {theory:.4f}; (rate - 1) measured / predicted: {ratio}; {EQUAL}"
+    rate = f"growth rate of GSC per block: {means.mean(rates)}; mean field: {theory:.4f}"
+    because = f"{rate}; (rate - 1) measured / predicted: {ratio}; {EQUAL}"
     return Claim(says, ratio.within(1.0, TOLERANCE), because)
 
 
@@ -91,8 +92,8 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
     return Claim(
         f"A skip with dilution k = {dilution} divides GSC - 1 of {name(branch)} by k^2 + 1{where}",
         ratio.within(1.0, TOLERANCE),
-        f"rate: {means.mean(numbers.rates(frame, branch, dilution + width))}; by the law: {law:.4f}; ratio of "
-        f"(rate - 1) (k^2 + 1) with the skip to rate - 1 without a skip: {ratio}; {EQUAL}",
+        f"growth rate of GSC per block: {means.mean(numbers.rates(frame, branch, dilution + width))}; by the law: "
+        f"{law:.4f}; (rate - 1) (k^2 + 1) with the skip, divided by (rate - 1) without a skip: {ratio}; {EQUAL}",
     )
 
 
@@ -106,7 +107,7 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
     unit, law = numbers.steadiness(frame, f"{branch}-{UNIT}"), numbers.expected_steadiness(frame, branch, UNIT)
     constant = means.mean(numbers.steadiness(frame, f"{branch}-1"))
     growing, relative = means.mean(unit), means.mean(unit / law)
-    late, power = "late / early growth:", f"a power of the depth has {POWER:.3f}"
+    late, power = "late / early growth of log GSC:", f"a power of the depth would give {POWER:.3f}"
     return [
         Claim(
             f"At constant dilution, k = 1, GSC of {name(branch)} grows exponentially",
@@ -116,7 +117,7 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
         Claim(
             f"With unit skips, GSC of {name(branch)} grows more slowly than an exponential",
             growing.below(1 - TOLERANCE),
-            f"{late} {growing}; required: below {1 - TOLERANCE:g}; an exponential has 1, {power}",
+            f"{late} {growing}; required: below {1 - TOLERANCE:g}; an exponential would give 1, {power}",
         ),
         Claim(
             f"With unit skips, the growth of {name(branch)} slows down as the law predicts",
@@ -124,9 +125,10 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
             f"{late} {growing}; by the law: {law:.3f}; measured / law: {relative}; {EQUAL}; {power}",
         ),
         Claim(
-            f"From block {WINDOW[1]} to {WINDOW[2]}, the exponent of the depth agrees with the law for {name(branch)}",
+            f"With unit skips, GSC of {name(branch)} grows from block {WINDOW[1]} to {WINDOW[2]} with the exponent of "
+            "the depth that the law predicts",
             means.mean(exponents / exponent).within(1.0, TOLERANCE),
-            f"exponent: {means.mean(exponents)}; by the law: {exponent:.3f}; required: between "
+            f"exponent by the law: {exponent:.3f}; measured: {means.mean(exponents)}; required: between "
             f"{(1 - TOLERANCE) * exponent:.3f} and {(1 + TOLERANCE) * exponent:.3f}; by the law for infinite depth: "
             f"{numbers.branch_rate(frame, branch) - 1:.3f}",
         ),
@@ -137,10 +139,10 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     blocks = numbers.single_blocks(frame, branch)
     own, ratio = blocks.loc[f"{branch}-{case}"], means.mean(numbers.block_excess(blocks, f"{branch}-{case}"))
     return Claim(
-        f"The law holds in single blocks of {name(branch)} with {CASES[case]}",
+        f"The law of dilution holds in single blocks of {name(branch)} with {CASES[case]}",
         ratio.within(1.0, TOLERANCE),
-        f"sum of (GSC - 1), measured / by the law: {ratio}; {EQUAL}; mean k: {own['dilution'].mean():.2f}; mean r: "
-        f"{own['branch_gsc'].mean():.3f}",
+        f"measured sum of (GSC - 1) over the blocks, divided by this sum by the law: {ratio}; {EQUAL}; mean dilution "
+        f"k: {own['dilution'].mean():.2f}; mean GSC r of a branch: {own['branch_gsc'].mean():.3f}",
     )
 
 
@@ -150,8 +152,8 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     return Claim(
         f"In single blocks of relu whose branches end in {end}, GSC is 1, as the law predicts",
         ratio.within(1.0, STEADY),
-        f"GSC of a block, measured / by the law: {ratio}; required: within {100 * STEADY:.0f} % of 1; mean r: "
-        f"{blocks['branch_gsc'].mean():.3f}",
+        f"GSC of a block, measured / by the law: {ratio}; required: within {100 * STEADY:.0f} % of 1; mean GSC r of a "
+        f"branch: {blocks['branch_gsc'].mean():.3f}",
     )
 
 
@@ -193,12 +195,13 @@ STUDY = Study(
     answer=answer,
     use="""
 Expect that skip connections reduce growth but do not remove it. To reduce growth further, make the skip longer relative
-to the branch, for example with a smaller weight on the branch. Exploding activations do not imply exploding GSC.
+to the branch, for example with a smaller weight on the branch. Do not infer exploding GSC from exploding activations.
 """,
     method=f"""
-Blocks of residual networks compute f_l = s f_(l-1) + V phi(norm(W f_(l-1))). The first term is the **skip** with weight
-s, the second term is the **branch**. phi and norm are tanh with layer normalization (tanh+layer), or ReLU with batch
-normalization (relu+batch). We measure networks of {DEPTH} blocks and width {WIDTH} behind a linear map (the stem), with
+Block l of a residual network computes f_l = s f_(l-1) + V phi(norm(W f_(l-1))), where V and W are weight matrices. The
+first term is the **skip** with weight s, the second term is the **branch**. The activation phi and the normalization
+norm are tanh with layer normalization (tanh+layer), or ReLU with batch normalization (relu+batch). We measure networks
+of {DEPTH} blocks and width {WIDTH}. A linear map (the stem) maps the input to this width. There are
 {NUM_SEEDS} initializations and {BATCH_SIZE} samples of Gaussian noise. GSC (squared convention) is estimated from
 {NUM_PROBES} random probes.
 
@@ -208,47 +211,48 @@ GSC of the block is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; 
 GSC of the block minus 1 is (r - 1) / (k^2 + 1).
 
 **Constant dilution.** Normalization gives the branches of all blocks the same length. If the skip weight s is below 1,
-k therefore approaches s / sqrt(1 - s^2) from block to block. We choose s such that this limit is
+k therefore converges to s / sqrt(1 - s^2) over several blocks. We choose s such that this limit is
 {", ".join(DILUTIONS)} (0: no skip). Networks with the largest k are also measured at width {NARROW_WIDTH}. The **rate**
 is the growth factor of GSC per block. By the law, a skip divides rate - 1 by k^2 + 1. So for each seed, we divide
 (rate - 1) (k^2 + 1) with the skip by rate - 1 without a skip. By the law, this ratio is 1. Its mean must be within
 {100 * TOLERANCE:.0f} % of 1.
 
-**Unit skips** (s = 1). The skip gets longer with every block, and k^2 is proportional to the depth. By the law, GSC
-from the stem approaches a power of the depth, depth^(r - 1), instead of the exponential r^depth. We measure two
-numbers:
+**Unit skips** (s = 1). The skip gets longer with every block, and k^2 is proportional to the number of blocks before it
+(the depth). By the law, GSC from the stem therefore grows like a power of the depth, depth^(r - 1), and not like the
+exponential r^depth. We measure two numbers:
 
 - **Late / early growth**: the growth of log GSC per block from block {WINDOW[1]} to block {WINDOW[2]}, divided by the
   growth per block from block {WINDOW[0]} to block {WINDOW[1]}. It is 1 for an exponential, and {POWER:.3f} for a power
   of the depth.
 - **Exponent**: the growth of log GSC from block {WINDOW[1]} to block {WINDOW[2]}, divided by the growth of log depth.
 
-At these depths, GSC by the law is not yet a pure power. So we also compute both numbers for GSC by the law, the product
-over blocks of (k^2 + r) / (k^2 + 1), with k and r from mean field. These are the numbers "by the law".
+The law gives a pure power only for very deep networks. For the depths that we measure, we compute GSC by the law as the
+product over blocks of (k^2 + r) / (k^2 + 1), with k and r from mean field. Late / early growth and exponent of this
+product are the values "by the law".
 
 **Single blocks.** In {NUM_BLOCKS} blocks of every network, we measure k, r and the GSC of the block. For each network
-and seed, we divide two sums over these blocks: the sum of the measured GSC - 1, and the sum of GSC - 1 by the law, with
-the measured k and r. The mean of this ratio over seeds must be within {100 * TOLERANCE:.0f} % of 1. At k = 1, k and k^2
-are equal, so a law with k instead of k^2 would pass this test.
+and seed, the measured values of GSC - 1 are summed over these blocks. This sum is divided by the sum of GSC - 1 by the
+law, which uses the measured k and r. The mean of this ratio over seeds must be within {100 * TOLERANCE:.0f} % of 1. At
+k = 1, the test cannot distinguish k^2 from k: a law with k instead of k^2 would also pass.
 
 **ReLU without normalization.** Two networks with unit skips have no normalization. The branch is V relu(W f) in one
-network, and relu(W f) in the other. Both branches have r = 1, so the law predicts GSC 1 for any k. For each network,
-the mean of measured GSC divided by GSC of the law must be within {100 * STEADY:.0f} % of 1.
+network, and relu(W f) in the other. Both branches have r = 1, so the law predicts that a block has GSC 1, for any k.
+For each network, the mean of measured GSC divided by GSC of the law must be within {100 * STEADY:.0f} % of 1.
 
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
-and width {RESNET_WIDTH}. We measure GSC from every block to the logits, on Gaussian noise of the size of the images. We
-compare two numbers with and without skips:
+in three stages, and {RESNET_WIDTH} channels in the first stage. We measure GSC from every block to the logits, on
+Gaussian noise of the size of the images. We compare two numbers with and without skips:
 
-- the growth of log GSC from the first to the last block;
+- the growth of log GSC from the first block to the last block;
 - the growth per block in the last stage, divided by the growth per block in the first stage.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. They are not corrected for multiple comparisons, so some
-claims may be wrong by chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look at the data.**
-Mean field, and the law for random weights, hold in the limit of infinite width. Networks of finite width have other
-rates (study [depth_width](depth_width.md)). A longer skip does not necessarily make the relative error of rate - 1
-smaller. The law does not cover the ResNet, whose blocks end in a ReLU and whose stages differ in width. All networks
-are at initialization.
+verdicts may be wrong by chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look at the data.**
+Mean field holds in the limit of infinite width. So does the law for random weights, because skip and branch are
+orthogonal only in this limit. Networks of finite width have other rates (study [depth_width](depth_width.md)). The
+relative error of the law for rate - 1 does not necessarily fall if k grows. The law does not cover the ResNet, whose
+blocks end in a ReLU and whose stages differ in width. All networks are at initialization.
 """,
     claims=claims,
     figures=figures.draw,

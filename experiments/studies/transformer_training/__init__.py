@@ -38,11 +38,10 @@ def answer(collected: Collected) -> str:
     return (
         f'The signal "{WORDS[most]}" announces the divergence of {found.announced(warned)}, with a median lead of '
         f"{found.typical(warned)}, and is a false alarm in {found.false_alarms(most)} that do not diverge (the method "
-        f"defines the signals). A jump of the loss announces the divergence of {found.announced(loss)}, with a median "
-        f"lead of {found.typical(loss)}. During training at peak step size {LARGE:g}, log10 of the largest attention "
-        f"logit changes by "
-        f"{logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak step size {TOO_LARGE[0]:g}, QK "
-        f"norm delays the divergence by {delay} steps (negative: earlier)."
+        f"defines signal and lead). A jump of the loss announces the divergence of {found.announced(loss)}, with a "
+        f"median lead of {found.typical(loss)}. During training at peak step size {LARGE:g}, log10 of the largest "
+        f"attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak "
+        f"step size {TOO_LARGE[0]:g}, the step of divergence with QK norm minus the step without is {delay}."
     )
 
 
@@ -57,7 +56,7 @@ def details(collected: Collected) -> str:
         ]
         for name in sorted(found.fired, key=lambda name: -found.leads[name].notna().sum())
     ]  # fmt: skip
-    early = f"announced {EARLY} steps or more before"
+    early = f"announced {EARLY} steps or more before the failure"
     head = ["signal", "failures announced", "median lead", early, "false alarms", "false alarms, equally long"]
     rates = sorted(frame["lr"].unique())
     moved = [
@@ -70,9 +69,10 @@ def details(collected: Collected) -> str:
     silent = [WORDS[name] for name in THRESHOLDS if name not in found.fired]
     never = f" Signals that never fired: {listed(silent)}." if silent else ""
     return (
-        f'Of {len(failed)} runs, {failed.sum()} diverge.{never} "Equally long" is the rate of false alarms in equally '
-        f"long monitoring.\n\n{table(head, rows)}\n\n"
-        f"log10 of (last / first value) by peak step size:\n\n{table(changes, moved)}"
+        f'Of {len(failed)} runs, {failed.sum()} diverge.{never} "False alarms, equally long" is the rate of false '
+        f"alarms if controls are monitored only as long as failing runs.\n\n{table(head, rows)}\n\n"
+        "log10 of (last / first value): change of each quantity from the first step to the last one, by peak step "
+        f"size:\n\n{table(changes, moved)}"
     )
 
 
@@ -92,36 +92,36 @@ def _num_steps(collected: Collected) -> int:
 
 
 def _limits(name: str) -> str:
-    return f"{THRESHOLDS[name][0]:g} without and {THRESHOLDS[name][1]:g} with QK norm"
+    return f"threshold {THRESHOLDS[name][0]:g} without QK norm, {THRESHOLDS[name][1]:g} with QK norm"
 
 
 STUDY = Study(
     question="What changes while a small GPT learns, and which signal precedes a divergence?",
     answer=answer,
     use="""
-Monitor the norm of updates divided by the norm of the weights (the signal "update"). This ratio is known from the first
-step on. A large attention logit alone is no reason to stop a run. Compare it with the attention logits of a run of the
-same network that learns.
+Monitor the norm of updates divided by the norm of the weights (the signal "update"). This ratio can be monitored from
+the first step on. A large attention logit alone is no reason to stop a run. Compare it with the attention logits of a
+run of the same network that learns.
 """,
     method=f"""
 `gs.models.GPT` with {{model.depth}} pre-norm blocks of width {{model.width}} learns to predict bytes of Python's
 documentation (`data=text`). Each step of AdamW in float32 uses {{train.batch_size}} windows of {{data.length}} bytes.
-The step size (learning rate) rises linearly over {{train.max_steps}} steps to a peak of {{optimizer.lr}}
-(range test, L. N. Smith, arXiv:1506.01186). Each network is trained without and with QK norm, which normalizes queries
-and keys per head (arXiv:2010.04245). At every step, the loss, gradients and weights are recorded. GSC and attention are
-measured at every step on {{monitor.batch_size}} windows of the test text.
+The step size (learning rate) rises linearly over the {{train.max_steps}} steps of a run, up to a peak (range test,
+L. N. Smith, arXiv:1506.01186). Each run has one of the peaks {{optimizer.lr}}. Networks are trained without and with
+QK norm, which normalizes queries and keys per head (arXiv:2010.04245). At every step, the loss, gradients and weights
+are recorded. GSC and attention are measured at every step on {{monitor.batch_size}} windows of the test text.
 
 **Failure** (divergence) is the first step whose loss is non-finite or above {FAILURE:.1f} nats. This limit is twice the
 loss of guessing all 256 bytes with equal probability. **Controls** are the runs that do not fail.
 
 A **signal** is a quantity with a threshold. The signal **fires** at the first step at which the quantity exceeds the
 threshold. A **jump** of a quantity is its value divided by its median over the previous steps (at least {FEWEST}, at
-most {RECENT}). The signals and their thresholds are:
+most {RECENT} steps). The signals and their thresholds are:
 
 - *loss jump*, the jump of the training loss: {_limits("loss_jump")};
 - *gradient jump*, the jump of the norm of the gradient of all weights: {_limits("gradient_jump")};
 - *attention logit*, the largest attention logit of all heads: {_limits("attention_logit")};
-- *entropy*, 1 / e, where e is the smallest relative attention entropy of a head (entropy / ln n, for n keys):
+- *entropy*, 1 / e, where e is the smallest attention entropy of all heads (relative: entropy / ln n, for n keys):
   {_limits("entropy")};
 - *update*, the norm of the update of a layer's weights, divided by the norm of these weights (largest value of all
   layers): {_limits("update")};
@@ -135,22 +135,22 @@ runs with these seeds that did not fail, rounded up.
 - A signal **announces** a failure if it fires at an earlier step than the failure. The **lead** is the number of steps
   in between.
 - A signal that fires in a control is a **false alarm**.
-- A control is monitored for longer than a failing run, which ends with the failure, so a signal has more steps to fire.
-  Therefore we also count false alarms in **equally long** monitoring. For this, we form all pairs of a control and a
-  failing run. The rate is the fraction of pairs in which the signal fires in the control before the step of the
-  failure.
+- A control has more steps than a failing run, which ends with the failure. So a signal has more steps to fire in a
+  control. Therefore we also count false alarms in **equally long** monitoring. For this, we form all pairs of a control
+  and a failing run. The rate is the fraction of pairs in which the signal fires in the control before the step at which
+  the failing run fails.
 
-**QK norm.** Each run with QK norm is compared with the run without QK norm of the same seed and step size. In this
+**QK norm.** Each run with QK norm is compared with the run without QK norm of the same seed and peak step size. In this
 comparison, a run that does not fail counts as failing after the last step.
 """,
     how_sure="""
-Runs with equal step size and QK norm (a cell) resemble each other. So the 95 % intervals of proportions and medians are
-bootstrap intervals that resample whole cells. They are widened to contain the intervals for independent runs. With few
-cells, intervals tend to be too narrow. Intervals of means are Student's t intervals over seeds, not corrected for
-multiple comparisons. Step sizes, length of the runs, thresholds and claims were chosen with the seeds 100 to 102, which
-are not among the runs here. The step size rises in every run and is larger in runs that fail. A signal that follows the
-step size, such as the update, therefore separates failing runs from others, whatever happens in the network. All
-networks are tiny and of one kind, and train for few steps.
+Runs that agree in peak step size and in the use of QK norm form a cell. Runs of a cell resemble each other. So the 95 %
+intervals of proportions and medians are bootstrap intervals that resample whole cells. They are widened to contain the
+intervals for independent runs. With few cells, such as here, intervals tend to be too narrow. Intervals of means are
+Student's t intervals over seeds, not corrected for multiple comparisons. Step sizes, length of the runs, thresholds and
+claims were chosen with other seeds (100 to 102) than those of the runs here. The step size rises in every run, and runs
+with a larger peak fail more often. A signal that follows the step size, such as the update, therefore separates failing
+runs from others, whatever happens in the network. All networks are tiny and of one kind, and train for few steps.
 """,
     claims=claims,
     figures=figures,
@@ -158,9 +158,10 @@ networks are tiny and of one kind, and train for few steps.
         "leads": "Steps from a signal to the failure, one dot per failure that the signal announces. Diamonds below "
         "the dots are medians with 95 % intervals. A diamond without a bar has too few runs for an interval.",
         "warnings": "For each signal: percentage of failing runs that it announces, percentage of controls in which it "
-        "is a false alarm, and rate of false alarms in equally long monitoring. Error bars are 95 % intervals.",
-        "moving": "Quantities that change in training, by peak step size. Solid: without QK norm. Dashed: with QK "
-        "norm. Lines are medians over seeds. The gray line is the loss above which a run fails.",
+        "is a false alarm, and rate of false alarms if controls are monitored only as long as failing runs. Error bars "
+        "are 95 % intervals.",
+        "moving": "Quantities that change in training. One color for each peak step size. Solid: without QK norm. "
+        "Dashed: with QK norm. Lines are medians over seeds. The gray line is the loss above which a run fails.",
         "failures": "Percentage of runs that fail, by peak step size and QK norm.",
     },
     details=details,

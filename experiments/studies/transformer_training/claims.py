@@ -26,7 +26,7 @@ NAMES = {
     "gradient": "the norm of the gradient",
     "attention_logit": "the largest attention logit",
     "least_entropy": "the smallest attention entropy of a head",
-    "weight_growth": "the largest weight norm (relative to the first step)",
+    "weight_growth": "the largest ratio of a layer's weight norm to this norm at the first step",
     "log10_gsc": "GSC from embedding to logits",
 }
 
@@ -43,7 +43,7 @@ def announces(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" announces most failures',
         warned.most,
-        f"announced: {warned}; required: above 50 %; median lead: {lead}",
+        f"failures announced: {warned}; required: above 50 %; median lead (from signal to failure): {lead}",
     )
 
 
@@ -53,7 +53,7 @@ def early(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" announces most failures at least {EARLY} steps in advance',
         warned.most,
-        f"announced: {warned}; required: above 50 %",
+        f"failures announced at least {EARLY} steps in advance: {warned}; required: above 50 %",
     )
 
 
@@ -63,7 +63,8 @@ def silent(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" fires in less than {100 * MOST_FALSE_ALARMS:g} % of the runs that do not fail',
         None if (above := false.above(MOST_FALSE_ALARMS)) is None else not above,
-        f"false alarms: {false}; rate in equally long monitoring: {alarms.matched(name)}",
+        f"false alarms: {false}; required: below {100 * MOST_FALSE_ALARMS:g} %; rate of false alarms if these runs are "
+        f"monitored only as long as failing runs: {alarms.matched(name)}",
     )
 
 
@@ -74,8 +75,9 @@ def first(alarms: Alarms) -> Claim:
     update = alarms.part(firsts["update"])
     others = ", ".join(f"{WORDS[name]} {firsts[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
-        'The signal "update" is first (alone or with others) in most announced failures',
-        update.most, f"first: {update}; required: above 50 %; runs in which other signals are first: {others}",
+        'The signal "update" is first to fire (alone or together with others) before most announced failures',
+        update.most,
+        f"first to fire: {update}; required: above 50 %; runs in which another signal is first: {others}",
     )  # fmt: skip
 
 
@@ -89,7 +91,8 @@ def of_movement(frame: pd.DataFrame) -> list[Claim]:
             Claim(
                 f"While a GPT learns at peak step size {GOOD:g}, {NAMES[name]} {words[sign]}",
                 means.all_of(*(one.above(0.0) if sign > 0 else one.below(0.0) for one in found.values())),
-                f"log10 of (last / first value): {found[False]:+} without QK norm, {found[True]:+} with QK norm",
+                f"log10 of (value at the last step / value at the first step): {found[False]:+} without QK norm, "
+                f"{found[True]:+} with QK norm",
             )
         )
     return claims
