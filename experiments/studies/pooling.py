@@ -88,7 +88,8 @@ def answer(collected: Collected) -> str:
         f"If the image is shifted by {FIRST} pixel, pooling multiplies the change of a feature map by {first}; if the "
         f"image is shifted by {LAST} pixels, by {last}. Compared with the benefit at {FIRST} pixel, the benefit at "
         f"{LAST} pixels is {less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still changes the map by "
-        f"{values} times the distance between the maps of two images, so the map is {nearly} invariant (limit: {SMALL:g})."
+        f"{values} times the distance between the maps of two images, so the map is {nearly} invariant (limit: "
+        f"{SMALL:g})."
     )
 
 

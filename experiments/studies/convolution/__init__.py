@@ -74,14 +74,14 @@ These gradients are compared with automatic differentiation in float64, on rando
 largest entry of the gradient. We compare strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations
 {listed(DILATIONS)} and pooling windows of size {listed(WINDOWS)}.
 
-**Equivariance.** T shifts an image x to the right. T' shifts a map f(x) by the same distance, divided by the total
-stride of the map and rounded to whole positions. The relative error of the map is
-sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), summed over images and positions. Each x is a mosaic of four images,
-because late maps see a window larger than one image. Positions that depend on the border or on pixels that the shift
-brings in are left out.
+**Equivariance.** The total stride of a map is the product of all strides up to the map. T shifts an image x to the
+right. T' shifts a map f(x) by the same distance, divided by the total stride of the map and rounded to whole positions.
+The relative error of the map is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), summed over images and positions.
+Each x is a mosaic of four images, because late maps see a window larger than one image. Positions that depend on the
+border or on pixels that the shift brings in are left out.
 
-The error at the border is measured with a circular shift by a multiple of all strides, so that only zero padding can
-break the symmetry.
+The error at the border is measured with a circular shift. The total stride of every map divides this shift, so only
+zero padding can break the symmetry.
 
 **Invariance.** The output f(x) is the vector of logits for an image x, and T shifts the image. Pixels missing at the
 border are filled by reflection. The *change* of the output is |f(T x) - f(x)|. The *distance* is |f(x) - f(x')| for

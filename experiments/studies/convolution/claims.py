@@ -57,7 +57,7 @@ def stride(frame: pd.DataFrame) -> Claim:
     """Whether shifts that the stride does not divide break the symmetry."""
     cases = [(when, shift) for when in WHEN for shift in (1, 2)]
     errors = [by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift) for when, shift in cases]
-    says = f"Shifts by one or two pixels (the stride is {STRIDES_OF[LAST]}) break the symmetry of the maps of {LAST}"
+    says = f"Shifts by one or two pixels (the total stride is {STRIDES_OF[LAST]}) break the symmetry of maps of {LAST}"
     return _large(says, "smallest of four relative errors (of two shifts, before and after training)", errors)
 
 

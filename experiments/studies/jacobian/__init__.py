@@ -90,8 +90,9 @@ def details(collected: Collected) -> str:
         rows.append([model, *factors, f"{numbers.last_rank(frame, model).value:.1f}"])
     head = ["network", "quadratic mean, factor per layer", "geometric mean, factor per layer", "effective rank"]
     return (
-        f"{table(head, rows)}\n\nMeans are over the singular values of the Jacobian. Factors per layer are geometric "
-        "means over the second half of the layers. The effective rank is measured at the last layer; it is at most "
+        f"{table(head, rows)}\n\nQuadratic and geometric means are over the singular values of the Jacobian. Their "
+        "factors per layer are averaged geometrically over the second half of the layers. The effective rank is "
+        "measured at the last layer; it is at most "
         f"{numbers.width(frame)}."
     )
 
@@ -122,7 +123,7 @@ def _identity(frame: pd.DataFrame) -> Claim:
     return Claim(
         "ln qm(J) is at least the mean log singular value, up to rounding (an identity)",
         smallest >= -ROUNDING,
-        f"{norms.size} layers of {len(DEEP)} networks; smallest difference: "
+        f"{norms.size} layers in all runs of {len(DEEP)} networks; smallest difference: "
         + (f"{smallest:.3g}" if abs(smallest) > ROUNDING else f"within {ROUNDING:g} of 0"),
         identity=True,
     )

@@ -54,8 +54,8 @@ def answer(collected: Collected) -> str:
         f"The claim of exponential growth with post-norm is {exponential}, and the claim of growth as a power of the "
         f"depth with pre-norm is {power}; over the {DEPTHS[-1]} blocks of a GPT at initialization, log10 GSC is "
         f"{deepest['post']} with post-norm and {deepest['pre']} with pre-norm. If the initial weights that write into "
-        f"the residual stream are scaled by 1 / sqrt(2 depth), log10 GSC is {scaled[1]} with post-norm and {scaled[0]} with pre-norm. GSC is "
-        f"in the range that mean-field theory predicts for single networks in {band}."
+        f"the residual stream are scaled by 1 / sqrt(2 depth), log10 GSC is {scaled[1]} with post-norm and "
+        f"{scaled[0]} with pre-norm. GSC is in the range that mean-field theory predicts for single networks in {band}."
     )
 
 
