@@ -74,10 +74,10 @@ These gradients are compared with automatic differentiation in float64, on rando
 largest entry of the gradient. We compare strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations
 {listed(DILATIONS)} and pooling windows of size {listed(WINDOWS)}.
 
-**Equivariance.** The total stride of a map is the product of all strides up to the map. T shifts an image x to the
-right. T' shifts a map f(x) by the same distance, divided by the total stride of the map and rounded to whole positions.
-The relative error of the map is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), summed over images and positions.
-Each x is a mosaic of four images, because late maps see a window larger than one image. Positions that depend on the
+**Equivariance.** The total stride of a map is the product of the strides of all layers up to it. T shifts an image x to
+the right. T' shifts a map f(x) by the same distance, divided by the total stride of the map and rounded to whole
+positions. The relative error of the map is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), summed over images and
+positions. Each x is a mosaic of four images, because late maps see a window larger than one image. Positions that depend on the
 border or on pixels that the shift brings in are left out.
 
 The error at the border is measured with a circular shift. The total stride of every map divides this shift, so only
@@ -103,8 +103,9 @@ covariances of all pairs of pixels and measure which fraction of their variance 
 same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
 positions is divided by 1 - r.
 
-In the variances over positions or pairs of pixels, each squared deviation is the product of two estimates, one from
-each half of the images. The sampling errors of the two estimates are independent, so they cancel on average.
+In the variances over positions or pairs of pixels, each squared deviation is replaced by the product of two
+estimates of the deviation, one from each half of the images. The sampling errors of the two estimates are independent,
+so they cancel on average.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured
@@ -129,7 +130,7 @@ about 75). JPEG compresses blocks of 8 x 8 pixels, which may make statistics dep
         "divided by the distance between the maps of two images. Bars are 95 % intervals. Points are shifted slightly "
         "sideways.",
         "stationarity": "Gray values of CIFAR-10: mean and standard deviation by position, and correlation of two "
-        "pixels by distance. The band is the standard deviation of the correlation over positions. Stationary images "
+        "pixels by distance. The band is the standard deviation over positions of the correlation. Stationary images "
         "would have flat curves of mean and standard deviation, and no band. The axes of mean and standard deviation "
         "do not start at 0.",
     },

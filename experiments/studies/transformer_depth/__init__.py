@@ -195,8 +195,8 @@ long as the output of f, the skip connection divides GSC - 1 by k^2 + 1 (study [
 is the growth per block from depth {WINDOW[1]} to {WINDOW[2]}. The ratio late / early is 1 for an exponential and
 {POWER:.2f} for a power of the depth. Growth counts as exponential if the ratio is within {TOLERANCE:g} of 1, and as a
 power if it is within {POWER_TOLERANCE:g} of {POWER:.2f}. For a single seed, "early" can be near zero, so the ratio of
-single seeds is not averaged. Instead, to compare the ratio with a limit r, we test the sign of the mean of
-late - r early over seeds.
+single seeds is not averaged. Instead, to compare the ratio with a limit r, we average (late minus r times early)
+over seeds and test the sign of this mean.
 
 **Scaled weights.** As in GPT-2, the initial weights that write into the residual stream are scaled by
 1 / sqrt(2 depth). We say that GSC does not grow with depth if log10 GSC changes by less than {FLAT:g} from depth
