@@ -77,8 +77,8 @@ largest entry of the gradient. We compare strides {listed(STRIDES)}, paddings {l
 **Equivariance.** The total stride of a map is the product of the strides of all layers up to it. T shifts an image x to
 the right. T' shifts a map f(x) by the same distance, divided by the total stride of the map and rounded to whole
 positions. The relative error of the map is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), summed over images and
-positions. Each x is a mosaic of four images, because late maps see a window larger than one image. Positions that depend
-on the border or on pixels that the shift brings in are left out.
+positions. Each x is a mosaic of four images, because late maps see a window larger than one image. Positions that
+depend on the border or on pixels that the shift brings in are left out.
 
 The error at the border is measured with a circular shift. The total stride of every map divides this shift, so only
 zero padding can break the symmetry.
