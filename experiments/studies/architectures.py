@@ -217,7 +217,7 @@ samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
   larger for functions that are farther from linear. Many nearly linear layers can form a function that is far from
   linear, so NLC and linear fit error may disagree.
 
-The claims are results that we expect according to G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
+The claims state what we expect from the results of G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations, not corrected for multiple comparisons. Means of linear

@@ -41,7 +41,7 @@ def claims(collected: Collected) -> list[Claim]:
     frame, made = collected.frame, []
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
-        says = f"After {POOLED[pooling]}, a map changes less under a shift by {shift} {pixels}"
+        says = f"After {POOLED[pooling]}, a map changes less under a shift by {shift} {pixels} than without pooling"
         because = f"factor (change of the pooled map / change of the full map): {found}; claimed: below 1"
         made.append(Claim(says, found.below(1), because))
     for pooling in POOLINGS:
@@ -86,9 +86,10 @@ def answer(collected: Collected) -> str:
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
         f"If the image is shifted by {FIRST} pixel, pooling multiplies the change of a feature map by {first}; if the "
-        f"image is shifted by {LAST} pixels, by {last}. Compared with {FIRST} pixel, the benefit of pooling at {LAST} "
-        f"pixels is {less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still changes the map by {values} "
-        f"times the distance between the maps of two images, so the map is {nearly} invariant (limit: {SMALL:g})."
+        f"image is shifted by {LAST} pixels, by {last}. Compared with the benefit at {FIRST} pixel, the benefit at "
+        f"{LAST} pixels is {less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still changes the map by "
+        f"{values} times the distance between the maps of two images, so the map is {nearly} invariant (limit: "
+        f"{SMALL:g})."
     )
 
 

@@ -248,9 +248,9 @@ STUDY = Study(
     question="Does a network train better after its local GSC was repaired?",
     answer=answer,
     use="""
-If a deep network does not train, call `gs.repair(model, x)` ([repair](../repair.md)). In seconds, it reports by which
-factors to rescale the weights, and whether local GSC and the root mean square of the output of every unit then reach
-their goals. Compare the result with a standard initialization.
+If a deep network does not train, call `gs.repair(model, x)` ([repair](../repair.md)). In seconds, it
+computes factors for the weights of every unit (layer or block). It reports whether GSC from the input to the output of
+every unit then reaches its goal. Compare the result with a standard initialization.
 """,
     method="""
 Four networks start from a bad initialization (depth {model.depth}, width {model.width}, {dtype}).
@@ -267,8 +267,8 @@ standard network has weights of variance 1 / fan_in everywhere (LeCun).
 
 All networks learn the digits of scikit-learn by SGD with momentum 0.9. A run has {measurement.steps} steps with batches
 of {measurement.train_batch_size}, which are the same for the bad, the repaired and the standard network. For each of
-these and each seed, we try the learning rates {measurement.learning_rates} and report the run with the lowest training
-loss. A quarter of the digits is held out for the test accuracy.
+these networks and each seed, we try the learning rates {measurement.learning_rates} and report the run with the lowest
+training loss. A quarter of the digits is held out for the test accuracy.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which draw weights, digits and the order of training.

@@ -275,7 +275,7 @@ these draws. The rescaling exists only if all layers are positively homogeneous.
     figures=figures,
     captions={
         "rescaling": "Raw gradients (left), GSC (middle) and training loss (right) of one network and of its rescaled "
-        "copies. R is the factor by which the scale changes per layer. Where curves coincide, the thinner curve is "
-        "drawn on top. Lines are means over seeds, bands one standard deviation.",
+        "copies. R is the factor by which the scale of outputs changes per layer. Where curves coincide, the thinner "
+        "curve is drawn on top. Lines are means over seeds, bands one standard deviation.",
     },
 )

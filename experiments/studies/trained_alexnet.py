@@ -71,9 +71,9 @@ def details(collected: Collected) -> str:
     gsc = 10 ** frame.loc[frame["quantity"] == "gsc", "log10_value"]
     rises = f"rises only in {', '.join(rising)}" if rising else "rises in no unit"
     return (
-        f"During training, log10 GSC, averaged over runs, {rises}. The standard deviation of log10 GSC between runs, "
-        "averaged over units, changes during training "
-        f"{listed(spread)}. All values of GSC lie between {gsc.min():.2g} and {gsc.max():.2g}.\n\n"
+        f"From before to after training, log10 GSC, averaged over runs, {rises}. The standard deviation of "
+        f"log10 GSC between runs, averaged over units, changes {listed(spread)} during training. All values of GSC lie "
+        f"between {gsc.min():.2g} and {gsc.max():.2g}.\n\n"
         f"GSC from every unit to the logits, and the change of log10 GSC:\n\n{_before_after(frame, moved)}"
     )
 
@@ -154,8 +154,8 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             f"At every record, GSC of every unit of {name} is within one order of magnitude of GSC before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
             f"{len(records)} intervals of the change of log10 GSC, one for each unit and record; largest mean change: "
-            f"{_unit(other)} at step {step}, {largest}; interval that reaches farthest from 0: {loosest}; limit: "
-            f"{ORDER:g} for every interval",
+            f"{_unit(other)} at step {step}, {largest}; interval with the end farthest from 0, of all units and "
+            f"records: {loosest}; limit: {ORDER:g} for every interval",
         ),
         Claim(
             f"The unit of {name} whose GSC has changed most at the end is the same in every run",

@@ -23,8 +23,8 @@ def answer(collected: Collected) -> str:
     before, after = (mean(change(frame, CONVOLUTIONAL, when)).value for when in WHEN)
     images = [claim.holds for claim in of.images(frame)]
     return (
-        f"Convolutions {keep} the symmetry up to rounding (the feature maps shift with the image) away from the border "
-        "and for shifts that the total stride of the map divides; the symmetry is broken by "
+        f"Convolutions {keep} the symmetry up to rounding (a feature map shifts with the image) under two conditions: "
+        "the map is compared away from the border, and its total stride divides the shift; the symmetry is broken by "
         f"{listed(breaks)}. A shift by one pixel changes the output of an AlexNet by {before:.2f} times the distance "
         f"between the outputs for two images at initialization, and by {after:.2f} times this distance after training. "
         f"We test {len(images)} properties of images whose statistics are the same at all positions; CIFAR-10 is "
@@ -49,7 +49,7 @@ def details(collected: Collected) -> str:
         "the distance:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
         f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. {winner} contributes more to "
-        "the decrease of the relative change of the AlexNet by training."
+        "the factor by which training multiplies the relative change of the AlexNet."
     )
 
 
@@ -62,10 +62,10 @@ images. Statistics of CIFAR-10 depend on the position, so a network may use the 
 """,
     method=f"""
 **Gradients by hand.** `experiments/studies/convolution/backpropagation.py` implements convolution and pooling in NumPy.
-For input X, kernel W, stride s, dilation d, padding p and the gradient G = dL/dY of the output, the gradients are
+The gradients of a loss L for input X, kernel W, output Y, G = dL/dY, stride s, dilation d and padding p are
 
 - kernel: dL/dW[k, c, u, v] = sum over n, i, j of G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p];
-- input: put s - 1 zeros between the entries of G, then correlate the result with the flipped kernel;
+- input: dL/dX is the correlation of G, with s - 1 zeros between its entries, and the flipped kernel;
 - bias: the sum of G over images and positions;
 - average pooling of m pixels: each pixel of a window receives G / m;
 - max pooling: the largest pixel of a window receives G.
@@ -74,18 +74,19 @@ These gradients are compared with automatic differentiation in float64, on rando
 largest entry of the gradient. We compare strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations
 {listed(DILATIONS)} and pooling windows of size {listed(WINDOWS)}.
 
-**Equivariance.** T shifts an image x to the right. T' shifts a map f(x) by the same distance, divided by the total
-stride of the map and rounded to whole positions. The relative error of the map is
-sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), summed over images and positions. Each x is a mosaic of four images,
-because late maps see a window larger than one image. Positions that depend on the border or on pixels that the shift
-brings in are left out.
+**Equivariance.** The total stride of a map is the product of the strides of all layers up to it. T shifts an image x to
+the right. T' shifts a map f(x) by the same distance, divided by the total stride of the map and rounded to whole
+positions. The relative error of the map is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), summed over images and
+positions. Each x is a mosaic of four images, because late maps see a window larger than one image. Positions that
+depend on the border or on pixels that the shift brings in are left out.
 
-The error at the border is measured with a circular shift by a multiple of all strides, so that only zero padding can
-break the symmetry.
+The error at the border is measured with a circular shift. The total stride of every map divides this shift, so only
+zero padding can break the symmetry.
 
-**Invariance.** The *change* of the output f(x), the logits, is |f(T x) - f(x)|. The *distance* is that between the
-outputs for two different images. Both are root mean squares over images, divided by the root mean square of the
-outputs. The *relative change* is the change divided by the distance. Missing pixels are filled by reflection.
+**Invariance.** The output f(x) is the vector of logits for an image x, and T shifts the image. Pixels missing at the
+border are filled by reflection. The *change* of the output is |f(T x) - f(x)|. The *distance* is |f(x) - f(x')| for
+another image x'. Both are root mean squares over images, divided by the root mean square of the outputs. The *relative
+change* is the change divided by the distance.
 
 For the effect of **pooling**, f(x) is not the output but a map after the first or second ReLU: the full map, every
 second pixel of every second row, or the map after 2 x 2 max or average pooling.
@@ -102,16 +103,17 @@ covariances of all pairs of pixels and measure which fraction of their variance 
 same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
 positions is divided by 1 - r.
 
-Every squared deviation in these variances is a product of two estimates, one from each half of the images. Their
-sampling errors are independent, so they cancel on average.
+In the variances over positions or pairs of pixels, each squared deviation is replaced by the product of two
+estimates of the deviation, one from each half of the images. The sampling errors of the two estimates are independent,
+so they cancel on average.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured
 images and the order of training images. Intervals of the claims that training makes maps more equivariant are
-simultaneous (Bonferroni). The images for the statistics of pixels overlap between seeds. Training is short, so the
-accuracy is much lower than the network could reach. The exploratory claims and the measure for neighbors were chosen
-after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG
-compresses blocks of 8 x 8 pixels, which may make statistics depend on the position.
+simultaneous (Bonferroni). For the statistics of pixels, different seeds share part of their images. Training is short,
+so the accuracy is much lower than the network could reach. The exploratory claims, and the division by 1 - r for
+neighbors, were chosen after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality
+about 75). JPEG compresses blocks of 8 x 8 pixels, which may make statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,
@@ -128,7 +130,7 @@ compresses blocks of 8 x 8 pixels, which may make statistics depend on the posit
         "divided by the distance between the maps of two images. Bars are 95 % intervals. Points are shifted slightly "
         "sideways.",
         "stationarity": "Gray values of CIFAR-10: mean and standard deviation by position, and correlation of two "
-        "pixels by distance. The band is the standard deviation of the correlation over positions. Stationary images "
+        "pixels by distance. The band is the standard deviation over positions of the correlation. Stationary images "
         "would have flat curves of mean and standard deviation, and no band. The axes of mean and standard deviation "
         "do not start at 0.",
     },

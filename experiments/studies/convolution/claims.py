@@ -57,7 +57,7 @@ def stride(frame: pd.DataFrame) -> Claim:
     """Whether shifts that the stride does not divide break the symmetry."""
     cases = [(when, shift) for when in WHEN for shift in (1, 2)]
     errors = [by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift) for when, shift in cases]
-    says = f"Shifts by one or two pixels (the stride is {STRIDES_OF[LAST]}) break the symmetry of the maps of {LAST}"
+    says = f"Shifts by one or two pixels (the total stride is {STRIDES_OF[LAST]}) break the symmetry of maps of {LAST}"
     return _large(says, "smallest of four relative errors (of two shifts, before and after training)", errors)
 
 
@@ -153,13 +153,13 @@ def distance_first(frame: pd.DataFrame) -> Claim:
 
 def images(frame: pd.DataFrame) -> list[Claim]:
     """Whether the images are stationary."""
-    made, places, spread = [], "over positions, divided by", "standard deviation of the"
+    made, divided, spread = [], ", divided by", "standard deviation over positions of the"
     same = f"limit: {SMALL:g}"
-    scales = {"mean": f"{places} the standard deviation of a pixel", "variance": f"{places} the mean variance"}
+    scales = {"mean": f"{divided} the standard deviation of a pixel", "variance": f"{divided} the mean variance"}
     for name, scale in scales.items():
         found = mean(by_seed(frame, f"{name}_spread"))
         says = f"The {name} of a pixel is the same at all positions"
-        made.append(Claim(says, found.below(SMALL), f"{spread} {name} {scale}: {found}; {same}"))
+        made.append(Claim(says, found.below(SMALL), f"{spread} {name}{scale}: {found}; {same}"))
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
@@ -167,5 +167,5 @@ def images(frame: pd.DataFrame) -> list[Claim]:
         because += f"required: above {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
-    because = f"{spread} correlation r of neighbors {places} 1 - r: {found}; {same}"
+    because = f"{spread} correlation r of neighbors{divided} 1 - r: {found}; {same}"
     return [*made, Claim("Neighboring pixels have the same correlation at all positions", found.below(SMALL), because)]

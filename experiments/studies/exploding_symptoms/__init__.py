@@ -76,14 +76,15 @@ def details(collected: Collected) -> str:
     if alarms.fired:
         first = decide.firsts(found).sum()
         names = decide.names_in_words(first.index[first == first.max()])
-        parts.append(f"Most often first: {names}, in {first.max()} runs that fail.")
+        parts.append(f"The signal that is most often first is {names}, in {first.max()} runs that fail.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            f"Signals that never fired, so that no claim is made about them: {decide.names_in_words(silent)}. The "
-            f"largest GSC at step 0 is 10^{alarms.table['log10_gsc_at_start'].max():.1f}."
+            "No claim is made about signals that never fired (names as in the method): "
+            f"{decide.names_in_words(silent)}. The largest GSC at step 0 is "
+            f"10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
-        parts.append("The loss jump tests the same number as the failure, namely the loss.")
+        parts.append('The signal "loss jump" tests the same number as the failure: the loss.')
     parts.append(
         'Leads are medians. The column "first" counts the failing runs in which the signal is first, alone or with '
         'others. The column "equally long" is the rate of false alarms in equally long parts of controls.'
@@ -163,9 +164,9 @@ undecided signals. In claims, "most" means more than 50 %.
 """,
     how_sure=f"""
 Runs of one network at one learning rate (a cell) resemble each other, so the 95 % intervals resample whole cells
-(bootstrap). Intervals of numbers of runs and of medians are widened to contain also the interval for independent runs
-(Wilson, order statistics). With few cells, intervals tend to be too narrow. The intervals cover only these networks and
-learning rates.
+(bootstrap). Some intervals are widened until they also contain the interval for independent runs. These are the
+intervals of numbers of runs (Wilson) and of medians (order statistics). With few cells, intervals tend to be too
+narrow. The intervals cover only these networks and learning rates.
 
 We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the last
 step of a run are not seen. A run that fails within {FEWEST} steps cannot show a jump, because a recent median needs

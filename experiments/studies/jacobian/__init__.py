@@ -74,10 +74,10 @@ def answer(collected: Collected) -> str:
     few = [model for model in GAUSSIAN if _few(frame, model).holds and _most_collapse(frame, model).holds]
     return (
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
-        f"network: the error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. The network "
-        f"scales small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. A few "
-        "singular values dominate the norm of J and most others shrink with depth, so the norm alone does not describe "
-        f"J, in these deep networks: {listed(few)}."
+        f"network: its error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. The network "
+        f"scales small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. Deep "
+        "networks in which a few singular values dominate the norm of J and most others shrink with depth, so that the "
+        f"norm alone does not describe J: {listed(few)}."
     )
 
 
@@ -90,8 +90,9 @@ def details(collected: Collected) -> str:
         rows.append([model, *factors, f"{numbers.last_rank(frame, model).value:.1f}"])
     head = ["network", "quadratic mean, factor per layer", "geometric mean, factor per layer", "effective rank"]
     return (
-        f"{table(head, rows)}\n\nMeans are over the singular values of the Jacobian. Factors per layer are geometric "
-        "means over the second half of the layers. The effective rank is measured at the last layer; it is at most "
+        f"{table(head, rows)}\n\nQuadratic and geometric means are over the singular values of the Jacobian. Their "
+        "factors per layer are averaged geometrically over the second half of the layers. The effective rank is "
+        "measured at the last layer; it is at most "
         f"{numbers.width(frame)}."
     )
 
@@ -122,7 +123,7 @@ def _identity(frame: pd.DataFrame) -> Claim:
     return Claim(
         "ln qm(J) is at least the mean log singular value, up to rounding (an identity)",
         smallest >= -ROUNDING,
-        f"{norms.size} layers of {len(DEEP)} networks; smallest difference: "
+        f"{norms.size} layers in all runs of {len(DEEP)} networks; smallest difference: "
         + (f"{smallest:.3g}" if abs(smallest) > ROUNDING else f"within {ROUNDING:g} of 0"),
         identity=True,
     )
@@ -178,8 +179,10 @@ Changes per layer of ln qm(J) and of mean log singular values are averaged over 
 input. qm(J), or a geometric mean of singular values, **explodes** if its square grows by a factor of more than
 {STABLE_SQUARE:g} per layer. It **vanishes** or **collapses** if its square shrinks by a factor of more than
 {STABLE_SQUARE:g} per layer. Its logarithm then changes by more than ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f} per layer.
-The volume collapses or explodes with the geometric mean |det J|^(1/n). For a Gaussian n x n matrix W with entries of
-variance 1 / n, the mean of ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
+The volume collapses or explodes if the geometric mean |det J|^(1/n) does.
+
+In the linear network, each layer is a Gaussian n x n matrix W with entries of variance 1 / n. We expect that a layer
+changes ln|det J| / n by the mean of ln|det W| / n, which is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations and input points. For both controls, the changes per layer

@@ -51,11 +51,11 @@ def answer(collected: Collected) -> str:
     exponential, power = _exponential(frame, "post").verdict, _power(frame, "pre").verdict
     band = " and ".join(f"{theory.inside(frame, norm)} with {name(norm)}" for norm in NORMS)
     return (
-        f"Exponential growth with post-norm is {exponential}, and growth as a power of the depth with pre-norm is "
-        f"{power}; over the {DEPTHS[-1]} blocks of a GPT at initialization, log10 GSC is {deepest['post']} with "
-        f"post-norm and {deepest['pre']} with pre-norm. If the initial weights that write into the residual stream are "
-        f"scaled by 1 / sqrt(2 depth), log10 GSC is {scaled[1]} with post-norm and {scaled[0]} with pre-norm. GSC is "
-        f"in the range that mean-field theory predicts for single networks in {band}."
+        f"The claim of exponential growth with post-norm is {exponential}, and the claim of growth as a power of the "
+        f"depth with pre-norm is {power}; over the {DEPTHS[-1]} blocks of a GPT at initialization, log10 GSC is "
+        f"{deepest['post']} with post-norm and {deepest['pre']} with pre-norm. If the initial weights that write into "
+        f"the residual stream are scaled by 1 / sqrt(2 depth), log10 GSC is {scaled[1]} with post-norm and "
+        f"{scaled[0]} with pre-norm. GSC is in the range that mean-field theory predicts for single networks in {band}."
     )
 
 
@@ -183,29 +183,36 @@ the embedding to the logits, with {{measurement.num_probes}} probes, in networks
 {", ".join(map(str, DEPTHS[:-1]))} and {DEPTHS[-1]} blocks. The depth is the number of blocks.
 
 A block has two branches f, attention and MLP. A branch turns the residual stream x into x + f(norm(x)) (**pre-norm**)
-or norm(x + f(x)) (**post-norm**). If x is k times as long as the output of f, the skip connection divides GSC - 1 by
-k^2 + 1 (study [residual](residual.md)). With post-norm, k is the same in every block. So we expected every block to
-multiply GSC by the same factor, which gives an exponential of the depth. With pre-norm, the residual stream grows, and
-k^2 in block l is proportional to l. So we expected block l to multiply GSC by about 1 + c / l with a constant c, which
-gives a power of the depth.
+or norm(x + f(x)) (**post-norm**). We compare GSC of a branch with and without its skip connection. If x is k times as
+long as the output of f, the skip connection divides GSC - 1 by k^2 + 1 (study [residual](residual.md)).
+
+- With post-norm, k is the same in every block. So we expected every block to multiply GSC by the same factor. Over many
+  blocks, this gives an exponential of the depth.
+- With pre-norm, the residual stream grows, and k^2 in block l is proportional to l. So we expected block l to multiply
+  GSC by about 1 + c / l with a constant c. Over many blocks, this gives a power of the depth.
 
 **Exponential or power.** "Early" is the growth of log GSC per block from depth {WINDOW[0]} to {WINDOW[1]}, and "late"
 is the growth per block from depth {WINDOW[1]} to {WINDOW[2]}. The ratio late / early is 1 for an exponential and
 {POWER:.2f} for a power of the depth. Growth counts as exponential if the ratio is within {TOLERANCE:g} of 1, and as a
 power if it is within {POWER_TOLERANCE:g} of {POWER:.2f}. For a single seed, "early" can be near zero, so the ratio of
-single seeds is not averaged. Instead, to compare the ratio with a limit r, we test the sign of the mean of
-late - r early over seeds.
+single seeds is not averaged. Instead, to compare the ratio with a limit r, we average (late minus r times early)
+over seeds and test the sign of this mean.
 
 **Scaled weights.** As in GPT-2, the initial weights that write into the residual stream are scaled by
 1 / sqrt(2 depth). We say that GSC does not grow with depth if log10 GSC changes by less than {FLAT:g} from depth
 {WINDOW[1]} to {WINDOW[2]}.
 
-**Theory.** `GPT.mean_field(x)` predicts GSC for infinite width ([theory](../theory.md#transformers)). It uses the
-variances of the weights and the embeddings of each network. `gs.residual` measures the **skip share** of each branch:
-the squared Frobenius norm of the Jacobian of the skip connection, divided by that of skip connection and branch
-together. The **squared length** is the squared Euclidean norm of the residual stream after the last branch (with
-post-norm, before the normalization), divided by that of the embedding. The **band of theory** is the range of GSC in
-which theory expects at least {100 * theory.COVERED:g} % of single networks.
+**Theory.** `GPT.mean_field(x)` predicts GSC for infinite width ([theory](../theory.md#transformers)). The prediction
+uses the variances of the weights of each network, and the lengths and correlations of its embeddings. We compare three
+quantities with theory:
+
+- the **skip share** of a branch (`gs.residual`): the squared Frobenius norm of the Jacobian of the skip connection,
+  divided by that of skip connection and branch together. It is measured in blocks 0, 1, 3, 7, 15, 31, 63 and 95 of the
+  deepest networks (counted from 0);
+- the **squared length**: the squared Euclidean norm of the residual stream after the last branch (with post-norm,
+  before the normalization), divided by that of the embedding;
+- GSC: the **band of theory** is the range of GSC in which theory expects at least {100 * theory.COVERED:g} % of single
+  networks.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. They cover random weights, windows and probes. If a claim about
@@ -219,10 +226,10 @@ instead of the logits. Exploratory claims were added after that sweep. Tolerance
 comparison with two networks of depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on
 exponential and power were extended to networks whose GSC decays with depth.
 
-**Networks without normalization were dropped after that earlier sweep.** Their residual stream grows exponentially with
-the depth, so float32 soon cannot represent their attention scores precisely enough. GSC in float32 and in float64 then
-differ by orders of magnitude. The claim that their GSC does not explode was dropped with these networks. The earlier
-sweep had contradicted this claim in the shallowest of them.
+**The earlier sweep also had networks without normalization; here they are left out.** Their residual stream grows
+exponentially with the depth, so float32 soon cannot represent their attention scores precisely enough. GSC in float32
+and in float64 then differ by orders of magnitude. The claim that their GSC does not explode was dropped with these
+networks. The earlier sweep had contradicted this claim in the shallowest of them.
 """,
     claims=claims,
     figures=figures.draw,
@@ -233,7 +240,7 @@ sweep had contradicted this claim in the shallowest of them.
         f"1 / sqrt(2 depth). {BARS}",
         "theory": "GSC from the embedding to the logits, against the number of blocks. Dots are single networks, and "
         "lines are mean-field theory. Theory expects at least 95 % of single networks in the shaded band.",
-        "skips": f"Skip share of each branch in networks of {DEPTHS[-1]} blocks: squared norm of the Jacobian of the "
+        "skips": f"Skip share of branches in networks of {DEPTHS[-1]} blocks: squared norm of the Jacobian of the "
         f"skip connection, divided by that of skip connection and branch together. Lines are mean-field theory. {BARS}",
         "lengths": "Squared length of the residual stream after the last branch (with post-norm, before the "
         f"normalization), divided by that of the embedding. Lines are mean-field theory. {BARS}",

@@ -27,7 +27,7 @@ def claims(frame: pd.DataFrame) -> list[Claim]:
 
 
 def shares(frame: pd.DataFrame, norm: str) -> Claim:
-    """Whether theory predicts the skip share of every branch of the deepest networks."""
+    """Whether theory predicts the skip share of every measured branch of the deepest networks."""
     errors = {
         (branch, block): column.to_numpy()
         for branch in BRANCHES
@@ -38,10 +38,11 @@ def shares(frame: pd.DataFrame, norm: str) -> Claim:
     found = {place: means.mean(values, comparisons=len(errors)) for place, values in errors.items()}
     (branch, block), worst = max(found.items(), key=lambda pair: abs(pair[1].value))
     return Claim(
-        f"With {name(norm)} and {DEPTHS[-1]} blocks, theory predicts the skip share of every branch within {SHARE:g}",
+        f"With {name(norm)} and {DEPTHS[-1]} blocks, theory predicts the skip share of each measured branch within "
+        f"{SHARE:g}",
         means.all_of(*(one.within(0.0, SHARE) for one in found.values())),
-        f"largest of {len(found)} differences (measured - theory): {worst:+}, in the {branch} branch of block {block}; "
-        f"limit: {SHARE:g} for every difference",
+        f"largest of {len(found)} differences (measured - theory): {worst:+}, in the {branch} branch of block {block} "
+        f"(counted from 0); limit: {SHARE:g} for every difference",
     )
 
 

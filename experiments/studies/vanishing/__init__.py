@@ -163,13 +163,14 @@ the number of inputs of the layer. We measure:
 - the growth rate of GSC from every layer to the logits;
 - the standard deviation over samples of the pre-activations of the last layer.
 
-The **factor per layer** is the geometric mean of the factors by which the gradient norm grows from one layer to the
-layer before it, from the last layer back to the second.
+From each layer to the layer before it, the gradient norm is multiplied by a factor. The **factor per layer** is the
+geometric mean of these factors, from the last layer back to the second.
 
-**Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]), which is at
-most sqrt(v) / 4 for any data. Larger weights raise this bound. So we also multiply the hidden weights of the sigmoid
-network by {", ".join(map(str, SCALES))}, that is, v is {", ".join(str(scale**2) for scale in SCALES)}. Normalization
-divides by a standard deviation, which removes the bound.
+**Bound by the slope.** For wide sigmoid layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]),
+where E[s'^2] is the mean squared slope. The slope is at most 1/4, so the factor is at most sqrt(v) / 4 for any data.
+Larger weights raise this bound. So we also multiply the hidden weights of the sigmoid network by
+{", ".join(map(str, SCALES))}. Then v is {", ".join(str(scale**2) for scale in SCALES)}. With normalization, the bound
+does not hold: normalization divides by a standard deviation, which can be small.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer are
