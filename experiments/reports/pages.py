@@ -170,7 +170,7 @@ def _origin(name: str, collected: Collected) -> str:
         if hardware["gpu"] is None
         else str(hardware["gpu"]),
         f"torch {manifest['versions']['torch']}, {'commit' if len(commits) == 1 else 'commits'} {listed(commits)}",
-        *([str(manifest["note"])] if "note" in manifest else []),
+        *([f"data: {manifest['note']}"] if "note" in manifest else []),
     ]
     commands = [
         f"{program(module)} -m study={source} launcher=processes",

@@ -45,9 +45,9 @@ class ModelComparison:
 
     - ``frame``: tidy frame of the profiles of all networks, with the additional columns ``model`` and ``seed``.
     - ``table``: one row per model.  ``rate``, ``rate_low`` and ``rate_high`` are the growth rate per layer and its 95 %
-      interval; NaN without a rate.  ``verdict`` is that of `gradscope.Growth`, or "no rate".  ``total``, ``total_low``
-      and ``total_high`` are log10 GSC of the first layer, as a mean over networks, and its 95 % interval; NaN if
-      unknown.  ``networks`` is the number of different networks.
+      interval; NaN if there is no rate, and ``remarks`` says why.  ``verdict`` is that of `gradscope.Growth`, or "no
+      rate".  ``total`` is log10 GSC of the first layer, as a mean over networks; ``total_low`` and ``total_high`` are
+      its 95 % interval, NaN if unknown.  ``networks`` is the number of different networks.
     - ``differences``: one row per pair of models that have a rate and at least two networks each.  ``ratio`` is the
       rate of ``model`` divided by that of ``other``, with the interval ``low`` to ``high``; ``differ`` says whether it
       excludes 1.  With probability 95 %, all these intervals contain their true ratios.
