@@ -26,4 +26,4 @@ plt.show()
 
 # %%
 # *Above: root mean square (rms) of the stream x and of what each branch writes, f(x).  Middle: rms of f(x) divided by
-# rms of x.  Below: shares of the squared Jacobian.*
+# rms of x.  Below: shares of the squared norm of the Jacobian: skip, branch and their cross term.*

@@ -35,4 +35,4 @@ plt.show()
 
 # %%
 # *Change of the activations of each layer against the width, on logarithmic axes: mean over initializations; bands are
-# one standard deviation.  Thick lines: layers that differ from mu-P.*
+# one standard deviation.  Thick lines: layers whose exponents differ from those of mu-P.*

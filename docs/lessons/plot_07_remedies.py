@@ -107,9 +107,10 @@ plt.show()
 # this relation for the outputs of this network: the rank correlation of GSC and nonlinearity is
 # 0.95. For two other networks, the relation is undecided.
 #
-# Not every remedy helps every network. The study tests remedies in three networks: in 14 of 17
-# cases, GSC falls by a factor of more than 2.7. In the SELU network, He's weights and layer
-# normalization do not lower it by this factor, and batch normalization raises it.
+# Not every remedy helps every network. The study tests 17 pairs of a remedy and one of three
+# networks. In 14 of these pairs, GSC falls by a factor of more than 2.7. The other three pairs are
+# in the SELU network: He's weights and layer normalization do not lower GSC by this factor, and
+# batch normalization raises it.
 # A network that is nearly affine at initialization may become nonlinear during training, so low
 # nonlinearity is only a warning.
 #
