@@ -29,7 +29,8 @@ print("passed")
 # %%
 # The interval of a rate is wide if a network has few layers, or blocks that differ.  Then ``undecided="warn"``, the
 # default, lets a bad network pass, and ``undecided="fail"`` can fail a good one.  Try the bounds on a good and on a bad
-# version of your model.  The interval of several networks is narrower: ``gs.growth([gs.gsc(make(), x) for _ in range(8)])``.
+# version of your model.  Several networks usually give a narrower interval:
+# ``gs.growth([gs.gsc(make(), x) for _ in range(8)])``.
 #
 # If an assertion fails, its message says what was measured.
 
