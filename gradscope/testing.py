@@ -228,8 +228,8 @@ def assert_qm_norm(
 
     Arguments:
         operator: A matrix, or a `gradscope.LinearOperator`.
-        expected, rtol: The expected norm and its relative tolerance.  With random probes, three standard errors are
-            added to the tolerance.
+        expected, rtol: The expected norm and its relative tolerance.  With random probes, three standard errors of the
+            measured norm are added to the tolerance.
         probes, generator: As for `gradscope.qm_norm`, for operators only.
 
     Raises:

@@ -149,8 +149,8 @@ class PhaseDiagram:
     Made by `phase_diagram`.
 
     ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the variance of
-    pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  The entry
-    is NaN if the variance of pre-activations grows without bound.
+    pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  Both
+    are NaN there if the variance of pre-activations grows without bound.
 
     >>> phase_diagram("tanh", [1.0, 2.0], [0.1]).length.round(3).tolist()
     [[0.295], [0.815]]

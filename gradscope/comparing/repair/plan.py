@@ -67,8 +67,8 @@ def repair(
     brings local GSC to its goal, this factor is chosen.  Otherwise, the factor that brings local GSC nearest to the
     goal qualifies.  So do factors whose local GSC is farther from the goal by at most half the ``margin``.  Of these
     factors, the one that brings the output's length nearest to its goal is chosen.  For example, no factor changes
-    local GSC in a ReLU network without biases.  Then all factors qualify, and the length alone decides.  The result is
-    the initialization of He.
+    local GSC in a ReLU network without biases.  Then all factors qualify, and the length alone decides.  With the
+    default ``length``, weights then have nearly the variance of He initialization, 2 / fan_in.
 
     Arguments:
         model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
