@@ -47,7 +47,7 @@ def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0,
 
     A homogeneous activation (ReLU, linear) without biases has a solution only for ``chi`` = 1.  Then every q* is a
     solution, and the one with q* = 1 is returned.  Most other activations without biases have, for ``chi`` = 1, a
-    solution only in the limit q* -> 0.  It has sigma_w^2 = 1 / phi'(0)^2, and the returned ``length`` is 0.
+    solution in the limit q* -> 0, which is returned.  Then sigma_w^2 is 1 / phi'(0)^2, and ``length`` is 0.
 
     Raises:
         ValueError: ``bias_variance`` is negative, ``chi`` is not positive, phi' is 0 almost everywhere, or no q* gives
