@@ -46,7 +46,7 @@ def qm_norm(
         generator: Source of the random directions of an operator.
 
     Raises:
-        ValueError: ``a`` has fewer than two dimensions, is empty or holds NaN; or a product of the operator is not
+        ValueError: ``a`` has fewer than two dimensions, is empty or holds NaN; or a product with the operator is not
             finite; or ``probes`` is invalid; or ``probes`` or ``generator`` is given for a tensor.
 
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.

@@ -62,8 +62,9 @@ def assert_growth(
             silently.  Many layers and samples make the interval narrow.
 
     Raises:
-        AssertionError: The whole interval is outside [low, high].  The message has the profile.  It names the first
-            layer whose own factor is outside, and the one whose factor is farthest outside.
+        AssertionError: The whole 95 % interval of the factor is outside [low, high].  The message has the profile.
+            It names the first layer across which GSC changes by a factor outside [low, high], and the layer with the
+            most extreme factor.
         ValueError: There are fewer than six layers (use `assert_total`), or ``low > high``.  Or the model has several
             inputs and ``layers`` is None: the default profile then begins where the paths from the inputs meet, not at
             an input.
@@ -126,8 +127,8 @@ def assert_total(
             silently.
 
     Raises:
-        AssertionError: The whole interval is outside [low, high].  The message has the profile, and the layer at which
-            GSC changes most.
+        AssertionError: The whole 95 % interval of GSC is outside [low, high].  The message has the profile, and the
+            layer at which GSC changes most.
         ValueError: ``low > high``.  Or the model has several inputs and ``layers`` is None: the default profile then
             begins where the paths from the inputs meet, not at an input.
 
@@ -227,8 +228,8 @@ def assert_qm_norm(
 
     Arguments:
         operator: A matrix, or a `gradscope.LinearOperator`.
-        expected, rtol: The expected norm and its relative tolerance.  With random probes, three standard errors are
-            added to the tolerance.
+        expected, rtol: The expected norm and its relative tolerance.  With random probes, three standard errors of the
+            measured norm are added to the tolerance.
         probes, generator: As for `gradscope.qm_norm`, for operators only.
 
     Raises:

@@ -54,7 +54,7 @@ def compare(
       outputs, the siblings f_j of a layer f_i run on the input x_i of f_i, so a wrong layer does not make later layers
       look wrong.
     - With mean-field theory, if the network is a multilayer perceptron.  The z-scores assume that the mean square over
-      n neurons is chi-square distributed.  It has n / c degrees of freedom, where c is the mean squared cosine between
+      n neurons is chi-square distributed, with n / c degrees of freedom.  c is the mean squared cosine between
       samples.  Theory does not hold for batch normalization with a batch larger than half the width; a warning says so.
 
     Arguments:

@@ -57,7 +57,7 @@ class Growth:
     - "stable": the whole interval lies between 1 - m and 1 + m;
     - "undecided": the interval contains 1 - m or 1 + m; ``advice`` says how many networks or layers would decide.
 
-    Exception: if several networks all get the same decided verdict when judged singly, it is the verdict for all.
+    Exception: if each of several networks alone has the same verdict, other than "undecided", this is the verdict.
     ``curved``: whether log GSC grows at different rates in the two halves of the network, so that one rate does not
     describe it; ``curved_p`` is the p value of the hypothesis that both rates are equal.
     ``total``: log10 GSC of the first row, as the mean over the networks; ``total_low`` and ``total_high`` are its 95 %

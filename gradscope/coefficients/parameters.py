@@ -65,8 +65,8 @@ def parameter_gsc(
     Returns:
         A `ParameterProfile`, one row per module that holds trainable parameters; the target is not a row.  The
         frame has two quantities, ``parameter_gsc`` and ``parameter_qm_norm`` (|T|_qm).  ``index`` numbers the modules
-        from 1.  A parameter on which the target does not depend contributes 0.  Tied parameters count once, for the
-        first module that holds them.
+        from 1.  A parameter on which the target does not depend has Jacobian 0, but counts in P_k and |theta_k|.  Tied
+        parameters count once, for the first module that holds them.
 
     Cost: one forward pass, and one backward pass with parameter gradients per cotangent.
     Memory: cotangents are pulled back in batches.  For each cotangent of a batch, the gradients between two neighboring
@@ -75,8 +75,8 @@ def parameter_gsc(
 
     Raises:
         ValueError: No trainable parameters, an invalid ``probes``, or a target of length zero (`ZeroOutputError`).
-        FloatingPointError: The gradient of a parameter, which the message names, is NaN or Inf.  Gradients can overflow
-            between two trunk tensors, or between two uses of a tied parameter, because they are not rescaled there.
+        FloatingPointError: The gradient of a parameter, which the message names, is NaN or Inf.  Gradients are rescaled
+            only at trunk tensors.  Between two of these, or between two uses of a tied parameter, they can overflow.
 
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))

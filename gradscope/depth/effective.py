@@ -115,7 +115,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        The first two have one row per lambda (column ``index``), a change one per unit.  See also `log10_independent`.
+        Rows: one per lambda (column ``index``) for each contribution, one for cancellation, one per unit for change.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}

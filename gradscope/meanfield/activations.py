@@ -94,13 +94,14 @@ def as_activation(given: ActivationLike, kinks: tuple[Finite, ...] = ()) -> Acti
     """Return the `Activation` for a name or for a callable on arrays; an `Activation` is returned unchanged.
 
     A callable must return float64.  It is differentiated by finite differences, with an error of about 1e-10.  Its
-    kinks (points where it or a derivative jumps) are searched on [-512, 512].  The grid has steps of 5e-4 up to
-    |h| = 16, and of 0.02 beyond.  ``kinks`` are points to add to those found.
+    kinks (points where it or a derivative jumps) are searched on a grid from -512 to 512.  The steps of the grid are
+    5e-4 up to |h| = 16, and 0.02 beyond.  ``kinks`` are points to add to those found.
 
     Raises:
         ValueError: The name is unknown, or ``kinks`` are given without a callable.  Or the callable does not take
-            arrays, is not elementwise, does not return float64, or is not finite on [-8, 7].  The derivative of the
-            returned `Activation` raises ValueError near a kink that was not found, where finite differences fail.
+            arrays, is not elementwise, does not return float64, or is not finite at a test point in [-8, 7].  The
+            derivative of the returned `Activation` raises ValueError near a kink that was not found, because finite
+            differences fail there.
 
     Cost: 130,000 evaluations of a callable.
 

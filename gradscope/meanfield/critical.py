@@ -43,10 +43,11 @@ def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0,
     """Return the `CriticalPoint` for a bias variance, where squared gradients grow by the factor ``chi`` per layer.
 
     The growth factor is chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] for z ~ N(0, 1), at the fixed point q* of the variance
-    of pre-activations.  So sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a
-    homogeneous activation (ReLU, linear) has a solution at every q*, and the one with q* = 1 is returned.  Without
-    biases, most other activations have a solution only in the limit q* -> 0.  Then sigma_w^2 = chi / phi'(0)^2, and the
-    returned ``length`` is 0.
+    of pre-activations.  So sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].
+
+    A homogeneous activation (ReLU, linear) without biases has a solution only for ``chi`` = 1.  Then every q* is a
+    solution, and the one with q* = 1 is returned.  Most other activations without biases have, for ``chi`` = 1, a
+    solution in the limit q* -> 0, which is returned.  Then sigma_w^2 is 1 / phi'(0)^2, and ``length`` is 0.
 
     Raises:
         ValueError: ``bias_variance`` is negative, ``chi`` is not positive, phi' is 0 almost everywhere, or no q* gives
@@ -132,7 +133,8 @@ def critical_line(activation: ActivationLike, lengths: Row | None = None) -> lis
 def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance: Nonnegative = 0.0) -> float:
     """Return the gain g of the weights at which squared gradients grow by the factor ``rate`` per layer.
 
-    Weights then have variance g^2 / fan_in.  So g^2 is sigma_w^2, the ``weight_variance`` of `critical_point`.
+    Weights then have variance g^2 / fan_in.  So g^2 is sigma_w^2, the ``weight_variance`` of `critical_point`, which
+    also says for which arguments there is no such gain (ValueError).
 
     >>> round(weight_gain("relu"), 4), round(weight_gain("tanh", rate=1.05, bias_variance=0.05), 4)
     (1.4142, 1.4186)
@@ -147,8 +149,8 @@ class PhaseDiagram:
     Made by `phase_diagram`.
 
     ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the variance of
-    pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  The entry
-    is NaN if the variance of pre-activations grows without bound.
+    pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  Both
+    are NaN there if the variance of pre-activations grows without bound.
 
     >>> phase_diagram("tanh", [1.0, 2.0], [0.1]).length.round(3).tolist()
     [[0.295], [0.815]]

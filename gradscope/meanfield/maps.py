@@ -62,7 +62,7 @@ class MeanField:
         )  # fmt: skip
 
     def mean_square(self, q: Lengths) -> FloatArray:
-        """Mean square of the activations, E[phi(sqrt(q) z)^2] / keep, for pre-activations of variance q."""
+        """Mean square of activations after dropout, E[phi(sqrt(q) z)^2] / keep, for pre-activations of variance q."""
         return second_moment(self.activation, q) / self.keep
 
     def length(self, q: Lengths) -> FloatArray:
@@ -125,7 +125,7 @@ class MeanField:
         return float(length)
 
     def fixed_correlation(self, q: Nonnegative | None = None) -> float:
-        """The correlation c* that two samples reach over many layers at variance ``q`` (default: `fixed_length`)."""
+        """The correlation c* of two samples after many layers at variance ``q`` (default: `fixed_length`)."""
         q = self.fixed_length() if q is None else q
         smooth = not self.activation.jumps  # a jump makes the slope at c = 1 infinite
         if q == 0 or (smooth and self.keep == 1 and float(self.chi(q)) * q / float(self.length(q)) <= 1):
@@ -140,7 +140,7 @@ class MeanField:
         return 1.0 if high is None else float(scipy.optimize.brentq(excess, 0.0, high, xtol=1e-14))
 
     def depth_scales(self) -> DepthScales:
-        """Return the `DepthScales`: fixed points, and the depths over which signals and gradients change."""
+        """Return the `DepthScales`: fixed points, and depths over which signals and gradients change by a factor e."""
         q = self.fixed_length()
         c = self.fixed_correlation(q)
         if q == 0:

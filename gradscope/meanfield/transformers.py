@@ -188,7 +188,7 @@ class Transformer:
         Layers: ``embedding``, ``blocks.0``, ..., ``norm`` (pre-norm only), ``head``, and branches such as
         ``blocks.0.mlp``.  At least 95 % of networks of this width lie between ``log10_low`` and ``log10_high``.  These
         are the ends of ln GSC -+ 4 sqrt(S / width), converted to log10.  The half-width is two standard deviations of
-        ln GSC if all positions vary together.  S is the sum of these terms (``skip_share``: see `ledger`):
+        ln GSC in the worst case: all positions vary together.  S sums these terms (`ledger` defines ``skip_share``):
 
         - s + g for each branch f from the layer to the output: s = |f(x)|^2 / |x + f(x)|^2, and g = 1 - ``skip_share``.
         - 1 in the row of a branch, and width / (2 outputs) for the logits.

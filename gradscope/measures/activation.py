@@ -38,8 +38,9 @@ class PreactivationMean(Blockwise, quantity="preactivation_mean", of=PREACTIVATI
 class PreactivationStd(Blockwise, quantity="preactivation_std", of=PREACTIVATIONS):
     """Standard deviation of pre-activations over the batch: sqrt(mean_n Var_b[h_bn]), for sample b and neuron n.
 
-    The variance of each neuron n is taken over the B samples (and divides by B), and averaged over neurons.  The value
-    is 1 after batch normalization.  A small value suggests that the nonlinearity is nearly linear over the batch.
+    The variance of each neuron n over the B samples (with divisor B) is averaged over neurons.  The value is 1 after
+    batch normalization without affine parameters.  A small value suggests that the nonlinearity is nearly linear over
+    the batch.
 
     >>> PreactivationStd()(torch.tensor([[0.0, 0.0], [2.0, 14.0]])).value
     5.0
@@ -90,7 +91,7 @@ class Kurtosis(Blockwise, quantity="kurtosis", of=PREACTIVATIONS):
     It is mean(d^4) / mean(d^2)^2 with d_bn = h_bn - mean_b h_bn; both means are over samples and neurons.  The value is
     3 if all neurons are Gaussian with the same variance, and larger if tails are heavy or neurons differ in scale.  It
     is 0 if no pre-activation varies over the batch.  The standard error is unknown (None), because it depends on eighth
-    moments, which one batch cannot show.
+    moments, which cannot be estimated well from one batch.
 
     >>> round(Kurtosis()(torch.tensor([[0.0], [2.0]])).value, 6)
     1.0

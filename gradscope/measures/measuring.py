@@ -105,8 +105,8 @@ def measure(
         over the batch is ``log10_stderr_sample``, or ``stderr_sample`` for statistics that can be negative.
 
     Cost: one forward pass.  Gradients need a second forward pass, a backward pass of the mean loss, and a backward pass
-    of the loss of each sample.  Those of several samples run at once, as memory allows.  There is one device
-    synchronization, and a second one if an effective rank needs another forward pass (see `EffectiveRank`).
+    of the loss of each sample.  The backward passes of several samples run at once, as memory allows.  There is one
+    device synchronization, and a second one if an effective rank needs another forward pass (see `EffectiveRank`).
 
     Raises:
         ValueError: No nonlinearity was called, no parameter is trainable, or the data are invalid.  Or ``loss_fn`` is

@@ -27,9 +27,9 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     grows with the size of the batch, so its standard error is unknown (None).
 
     Cost: a QR decomposition, if the longer side of the matrix is at most 4 times the shorter one.  Otherwise, the
-    eigenvalues of the inner products of all rows (or of all columns, if there are fewer).  If the smallest eigenvalue
-    is below 1e-8 of the largest, the small ones are too inexact.  Then `gradscope.measure` runs the forward pass once
-    more, for a QR decomposition.
+    eigenvalues of the matrix of inner products of all rows (or of all columns, if there are fewer).  Small eigenvalues
+    are too inexact if the smallest one is below 1e-8 of the largest.  Then `gradscope.measure` runs the forward pass
+    once more, for a QR decomposition.
 
     Reference: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality".
 

@@ -123,7 +123,7 @@ class GPT(nn.Module):
         qk_norm: Whether to normalize queries and keys per head, with the normalization ``norm_kind``.
         mlp: An activation, as in `MLP`, with 4 * width hidden features.  Or a gated MLP (swiglu, geglu or reglu), with
             8 * width // 3 hidden features.
-        residual_scale: Factor of the initial weights that write into the residual stream; "depth" is 1 / sqrt(2 depth).
+        residual_scale: Factor of the initial weights of each branch's last linear map; "depth" is 1 / sqrt(2 depth).
         tied: Whether the weight of the head is the token embedding.
         causal: Whether a position attends only to itself and to earlier positions.
         dropout: Probability of dropping an entry of embedding, attention weights and branches.

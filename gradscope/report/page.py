@@ -77,7 +77,7 @@ def report(
         matrix: Whether to measure GSC of all pairs of layers.
         check, compare: Whether to run `gradscope.check` and `gradscope.compare`.  Instead of True, you can give what an
             earlier call of the function returned.
-        monitor: A `Monitor`, or its frame.  The page then shows GSC during training and the warnings.
+        monitor: A `Monitor`, or its frame.  The page then shows GSC during training and the monitor's warnings.
         title: Title of the page; by default it contains the name of the model's class.
 
     Cost: that of `gradscope.gsc`, `gradscope.gsc_matrix`, `gradscope.measure`, `gradscope.check` and

@@ -99,10 +99,10 @@ class Sinks:
     """Sends named values to all sinks (trackers or files) of a run; a sink that fails never stops the training.
 
     Arguments:
-        targets: A list of sinks.  A sink is one of `gradscope.sinks`, a ``SummaryWriter``, or any object with one of
-            these methods: ``write(step, values)``, for your own class, which may also have ``close(error)``;
-            ``log(values, step=)``, which a run of wandb or trackio has; ``log_metrics(values, step=)``, which a logger
-            of Lightning has, and the module mlflow (with an active run).
+        targets: A list of sinks.  A sink is one of `gradscope.sinks`, a ``SummaryWriter``, a run of wandb or trackio, a
+            logger of Lightning, or the module mlflow (with an active run).  An object of your own class needs a method
+            ``write(step, values)``, and may have a method ``close(error)``.  Instead of ``write``, it can have
+            ``log(values, step=)`` or ``log_metrics(values, step=)``.
 
     An exception in a sink causes one `SinkWarning`.  After three failures in a row the sink is given up.  Only sinks
     with ``write`` are closed by `close`; the caller closes other objects.

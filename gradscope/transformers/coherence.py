@@ -182,9 +182,9 @@ class Coherence:
 
         The interval is for the coherence of the population from which the samples were drawn independently.  It uses
         the sum of the variances due to probes and samples, and the quantile of Student's t.  The interval is symmetric
-        in ln(1 - coherence).  If the estimate is less than one standard error below 1, the interval is symmetric in the
-        coherence itself.  It is clipped to [0, 1].  Both ends are NaN if an error is unknown or for fewer than ten
-        samples.
+        in ln(1 - coherence).  Exception: if the estimate is less than one standard error below 1, the interval is
+        symmetric in the coherence itself.  Both ends are clipped to [0, 1].  They are NaN if an error is unknown or
+        there are fewer than ten samples.
         """
         error, gap = self._stderr, 1 - self.values
         margin = special.stdtrit(self._freedom, 0.5 + level / 2) * error

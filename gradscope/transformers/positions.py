@@ -185,7 +185,7 @@ class Positions(Profile):
 
     @checked
     def lag_profile(self, *, sinks: Count = 1) -> pd.DataFrame:
-        """Return the mean of the blocks GSC_ts at every lag t - s, and separately for the first source positions.
+        """Return the mean GSC_ts of every lag t - s without the first source positions, and one mean for each of these.
 
         Arguments:
             sinks: Number of source positions, from 0 on, that are left out of the means by lag.  In many transformers,

@@ -44,8 +44,8 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     themselves.  Other functions need ``with gs.unsharded(model): ...``.  A model that is not sharded is not changed.
 
     Inside the context, full tensors replace all parameters and buffers that are DTensors, as ``fully_shard`` and
-    ``parallelize_module`` make them.  They are in the precision of the shards, even if a ``MixedPrecisionPolicy`` would
-    cast them.  Hooks of FSDP2 and tensor parallelism do not run.  Modules have the classes that they had before
+    ``parallelize_module`` make them.  The full tensors have the dtype of the shards, even if a ``MixedPrecisionPolicy``
+    would cast them.  Hooks of FSDP2 and tensor parallelism do not run.  Modules have the classes that they had before
     ``fully_shard``, so the model can be copied.  After the context, parameters, gradients, hooks, classes and the state
     of FSDP2 are as before.  Do not train inside, because the optimizer updates the shards.
 

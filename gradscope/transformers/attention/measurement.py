@@ -152,9 +152,9 @@ def attention(
     Returns:
         An `AttentionHeads`.  The standard error is that of the mean over B sequences.  The interval uses Student's t
         with at most B - 1 degrees of freedom (`gradscope.estimates.satterthwaite`).  Standard error and interval are
-        null for one sequence, if all sequences have the same value, and for the largest logit.  Queries whose keys are
-        all masked are left out; `describe` gives their number.  All other queries are included, also those at padded
-        positions.
+        missing (null) for one sequence, if all sequences have the same value, and for the largest logit.  Queries whose
+        keys are all masked are left out; `describe` gives their number.  All other queries are included, also those at
+        padded positions.
 
     Cost: one forward pass per batch.  Each call of attention needs another product q k^T in float64, and there is one
     device synchronization.  The logits are computed in blocks of a few MB (256 MB on devices other than the CPU).

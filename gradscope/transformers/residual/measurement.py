@@ -177,7 +177,7 @@ def residual(
     - ``sum_largest``, ``sum_p99``: largest and 99th percentile of |x + f|, divided by its root mean square.
       ``sum_kurtosis``: mean(d^4) / mean(d^2)^2 with d the deviation of an entry from the mean of all.  These three are
       computed for each sample and averaged.
-    - ``outlier_channel``: channel of the entry that is largest relative to the root mean square of its sample.
+    - ``outlier_channel``: channel with the largest |x + f|, relative to the root mean square of x + f in its sample.
     - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F, each divided by |S + W|_F^2.
       S and W are the Jacobians of the target with respect to x itself, S through the skip and W through the branch.
       The three shares add up to 1.
