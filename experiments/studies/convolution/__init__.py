@@ -40,7 +40,11 @@ def details(collected: Collected) -> str:
     for network, name in NAMES.items():
         relative = [f"{mean(change(frame, network, when)).value:.2f}" for when in WHEN]
         rows.append([name, *relative, *(geometric_mean(part) for part in training_factors(frame, network))])
-    names = {True: "The distance", False: "The change", None: "It is undecided which of the two, change or distance,"}
+    names = {
+        True: "The factor of the distance",
+        False: "The factor of the change",
+        None: "It is undecided which of the two factors",
+    }
     winner = names[of.distance_first(frame).holds]
     header = ["network", *(f"relative change {words}" for words in WHEN.values())]
     return (
@@ -48,8 +52,9 @@ def details(collected: Collected) -> str:
         "the outputs for two images. The last two columns are the factors by which training multiplies the change and "
         "the distance:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
-        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. {winner} contributes more to "
-        "the factor by which training multiplies the relative change of the AlexNet."
+        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. Training multiplies its "
+        "relative change by the factor of the change, divided by the factor of the distance. "
+        f"{winner} contributes more."
     )
 
 
@@ -62,10 +67,11 @@ images. Statistics of CIFAR-10 depend on the position, so a network may use the 
 """,
     method=f"""
 **Gradients by hand.** `experiments/studies/convolution/backpropagation.py` implements convolution and pooling in NumPy.
-The gradients of a loss L for input X, kernel W, output Y, G = dL/dY, stride s, dilation d and padding p are
+Let a layer have input X, kernel W, output Y, stride s, dilation d and padding p. L is the loss, and G = dL/dY. G' is G
+with s - 1 zeros between neighboring entries. The gradients of L are:
 
 - kernel: dL/dW[k, c, u, v] = sum over n, i, j of G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p];
-- input: dL/dX is the correlation of G, with s - 1 zeros between its entries, and the flipped kernel;
+- input: dL/dX[n, c, y, x] = sum over k, u, v of W[k, c, u, v] G'[n, k, y + p - u d, x + p - v d];
 - bias: the sum of G over images and positions;
 - average pooling of m pixels: each pixel of a window receives G / m;
 - max pooling: the largest pixel of a window receives G.
@@ -103,9 +109,9 @@ covariances of all pairs of pixels and measure which fraction of their variance 
 same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
 positions is divided by 1 - r.
 
-In the variances over positions or pairs of pixels, each squared deviation is replaced by the product of two
-estimates of the deviation, one from each half of the images. The sampling errors of the two estimates are independent,
-so they cancel on average.
+Sampling errors of these statistics would enlarge their variances over positions or pairs of pixels. So each deviation
+from the mean is estimated twice, once from each half of the images. Its square is replaced by the product of the two
+estimates. Their sampling errors are independent, so they cancel on average.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured

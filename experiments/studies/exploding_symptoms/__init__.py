@@ -79,7 +79,7 @@ def details(collected: Collected) -> str:
         parts.append(f"The signal that is most often first is {names}, in {first.max()} runs that fail.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            "No claim is made about signals that never fired (names as in the method): "
+            "No claim is made about signals that never fired. These signals, named as in the method, are: "
             f"{decide.names_in_words(silent)}. The largest GSC at step 0 is "
             f"10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
@@ -164,9 +164,9 @@ undecided signals. In claims, "most" means more than 50 %.
 """,
     how_sure=f"""
 Runs of one network at one learning rate (a cell) resemble each other, so the 95 % intervals resample whole cells
-(bootstrap). Some intervals are widened until they also contain the interval for independent runs. These are the
-intervals of numbers of runs (Wilson) and of medians (order statistics). With few cells, intervals tend to be too
-narrow. The intervals cover only these networks and learning rates.
+(bootstrap). Intervals of numbers of runs are widened to contain Wilson's interval for independent runs. Intervals of
+medians are widened to contain the interval from order statistics for independent runs. With few cells, intervals tend
+to be too narrow. The intervals cover only these networks and learning rates.
 
 We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the last
 step of a run are not seen. A run that fails within {FEWEST} steps cannot show a jump, because a recent median needs
