@@ -231,8 +231,9 @@ calls GSC (G. Philipp et al., arXiv:1712.05577), every change is half as large.
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each
 interval is for one unit at one record; the intervals are not corrected for the number of units and records. A change
-compares the record with step 0 of the same run. So the interval of a change is wide if runs differ at step 0, even if they agree at
-the record. A few epochs of one recipe say nothing about longer training or about other learning rates.
+compares the record with step 0 of the same run. So the interval of a change is wide if runs differ at step 0,
+even if they agree at the record. A few epochs of one recipe say nothing about longer training or about other learning
+rates.
 """,
     claims=claims,
     figures=figures,

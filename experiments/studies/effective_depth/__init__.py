@@ -51,7 +51,8 @@ def claims(collected: Collected) -> list[Claim]:
         )
     for key in runs.shallow:  # every run must agree, so there is no interval
         values, layers = runs.final(key), runs.layers(key)
-        because = f"effective depth: {listed(sorted(values.astype(int).unique()), 'or')} of {layers} layers"
+        depths = listed(sorted(values.astype(int).unique()), "or")
+        because = f"effective depth of single runs: {depths} of {layers} layers"
         says = f"{name(key)}: the effective depth equals the number of layers in every run"
         made.append(Claim(says, bool((values == layers).all()), because))
     for key in runs.deep:
@@ -103,12 +104,12 @@ def _together(runs: Runs) -> Claim:
         for values in (runs.final, runs.replaceable)
     )
     found = rank_correlation(used, replaced)
-    says = "A network that uses a larger fraction of its layers has a smaller fraction that can be replaced"
+    says = "A network with a larger ratio of effective depth to layers has a smaller fraction of replaceable layers"
     return Claim(
         says,
         found.value < 0 if found.p < 0.05 else None,
-        f"rank correlation of the two fractions over {found.num} networks: {found.value:.2f}; p = {found.p:.2g}; "
-        "required for a decision: p below 0.05",
+        f"rank correlation of this ratio and this fraction over {found.num} networks: {found.value:.2f}; p = "
+        f"{found.p:.2g}; required for a decision: p below 0.05",
     )
 
 
