@@ -116,10 +116,11 @@ estimates. Their sampling errors are independent, so they cancel on average.
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured
 images and the order of training images. Intervals of the claims that training makes maps more equivariant are
-simultaneous (Bonferroni). For the statistics of pixels, different seeds share part of their images. Training is short,
-so the accuracy is much lower than the network could reach. The exploratory claims, and the division by 1 - r for
-neighbors, were chosen after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality
-about 75). JPEG compresses blocks of 8 x 8 pixels, which may make statistics depend on the position.
+simultaneous (Bonferroni). Different seeds share part of the images for the statistics of pixels, so the intervals of
+these statistics may be too narrow. Training is short, so the accuracy is much lower than the network could reach. The
+exploratory claims, and the division by 1 - r for neighbors, were chosen after a first look at the data. The reference
+results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG compresses blocks of 8 x 8 pixels, which may make
+statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,

@@ -51,8 +51,8 @@ def claims(collected: Collected) -> list[Claim]:
         )
     for key in runs.shallow:  # every run must agree, so there is no interval
         values, layers = runs.final(key), runs.layers(key)
-        depths = listed(sorted(values.astype(int).unique()), "or")
-        because = f"effective depth of single runs: {depths} of {layers} layers"
+        reached = listed(sorted(values.astype(int).unique()), "or")
+        because = f"effective depth of single runs: {reached} of {layers} layers"
         says = f"{name(key)}: the effective depth equals the number of layers in every run"
         made.append(Claim(says, bool((values == layers).all()), because))
     for key in runs.deep:

@@ -116,7 +116,10 @@ def _sensitivity(alarms: Alarms) -> str:
         names = [decide.named(verdicts, verdict) for verdict in (True, None)]
         rows.append([f"{100 * limit:g} %", *names, *map(alarms.announced, warned)])
     head = ["accepted rate", "reliable", "undecided", "announced by reliable", "by reliable or undecided"]
-    about = "Reliable and undecided signals, and the failures that they announce, by the accepted rate of false alarms:"
+    about = (
+        "Each row accepts another rate of false alarms. It gives the reliable and the undecided signals at this rate, "
+        "and the failures that they announce:"
+    )
     return f"{about}\n\n{table(head, rows)}"
 
 
