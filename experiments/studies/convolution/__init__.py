@@ -40,11 +40,7 @@ def details(collected: Collected) -> str:
     for network, name in NAMES.items():
         relative = [f"{mean(change(frame, network, when)).value:.2f}" for when in WHEN]
         rows.append([name, *relative, *(geometric_mean(part) for part in training_factors(frame, network))])
-    names = {
-        True: "The factor of the distance",
-        False: "The factor of the change",
-        None: "It is undecided which of the two factors",
-    }
+    names = {True: "The distance", False: "The change", None: "It is undecided which of the two, change or distance,"}
     winner = names[of.distance_first(frame).holds]
     header = ["network", *(f"relative change {words}" for words in WHEN.values())]
     return (
@@ -109,9 +105,10 @@ covariances of all pairs of pixels and measure which fraction of their variance 
 same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
 positions is divided by 1 - r.
 
-Sampling errors of these statistics would enlarge their variances over positions or pairs of pixels. So each deviation
-from the mean is estimated twice, once from each half of the images. Its square is replaced by the product of the two
-estimates. Their sampling errors are independent, so they cancel on average.
+A statistic of a pixel or of a pair of pixels has a sampling error, which would enlarge its variance over positions or
+pairs. So the deviation of the statistic from its mean over positions or pairs is estimated twice, once from each half
+of the images. The squared deviation is replaced by the product of the two estimates. Their sampling errors are
+independent, so they cancel on average.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured
