@@ -153,7 +153,10 @@ def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     row, signs, nlc = growth["relu"], _last(frame, "relu", "sign_diversity"), _nlc(frame, "relu")
     quiet = row["rate_low"] <= 1 <= row["rate_high"]
     seen = quiet and signs.high < COLLAPSED and nlc.low > NONLINEAR
-    says = "Sign diversity and NLC show that the data collapse in relu; the growth rate of GSC does not show this"
+    says = (
+        "relu: the data collapse (sign diversity) and the whole network is nonlinear (NLC), although the interval of "
+        "the growth rate of GSC contains 1"
+    )
     because = (
         f"growth rate of GSC per layer: {_rate(row)}; required: an interval that contains 1; sign diversity of the "
         f"last layer: {signs}; required: below {COLLAPSED:g}; NLC: {nlc}; required: above {NONLINEAR:g}"

@@ -86,10 +86,10 @@ def answer(collected: Collected) -> str:
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
         f"If the image is shifted by {FIRST} pixel, pooling multiplies the change of a feature map by {first}; if the "
-        f"image is shifted by {LAST} pixels, by {last}. Compared with the benefit at {FIRST} pixel, the benefit at "
-        f"{LAST} pixels is {less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still changes the map by "
-        f"{values} times the distance between the maps of two images, so the map is {nearly} invariant (limit: "
-        f"{SMALL:g})."
+        f"image is shifted by {LAST} pixels, by {last}. Compared with the reduction of the change at {FIRST} "
+        f"pixel, the reduction at {LAST} pixels is {less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still "
+        f"changes the map by {values} times the distance between the maps of two images, so the map is {nearly} "
+        f"invariant (limit: {SMALL:g})."
     )
 
 

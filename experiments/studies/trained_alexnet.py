@@ -154,13 +154,13 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             f"At every record, GSC of every unit of {name} is within one order of magnitude of GSC before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
             f"{len(records)} intervals of the change of log10 GSC, one for each unit and record; largest mean change: "
-            f"{_unit(other)} at step {step}, {largest}; interval with the end farthest from 0, of all units and "
-            f"records: {loosest}; limit: {ORDER:g} for every interval",
+            f"{_unit(other)} at step {step}, {largest}; of all these intervals, the one that reaches farthest from "
+            f"0: {loosest}; limit: {ORDER:g} for every interval",
         ),
         Claim(
             f"The unit of {name} whose GSC has changed most at the end is the same in every run",
             len(set(farthest.values())) == 1,
-            "changes of log10 GSC in each run: "
+            "unit with the largest change of log10 GSC, one for each run: "
             + ", ".join(f"{_unit(where)} by {final[seed][where]:+.2f}" for seed, where in farthest.items()),
         ),
         Claim(
@@ -231,8 +231,9 @@ calls GSC (G. Philipp et al., arXiv:1712.05577), every change is half as large.
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each
 interval is for one unit at one record; the intervals are not corrected for the number of units and records. A change
-compares the record with step 0 of the same run. So its interval is wide if runs differ at step 0, even if they agree at
-the record. A few epochs of one recipe say nothing about longer training or about other learning rates.
+compares the record with step 0 of the same run. So the interval of a change is wide if runs differ at step 0,
+even if they agree at the record. A few epochs of one recipe say nothing about longer training or about other learning
+rates.
 """,
     claims=claims,
     figures=figures,

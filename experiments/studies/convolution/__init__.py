@@ -48,8 +48,9 @@ def details(collected: Collected) -> str:
         "the outputs for two images. The last two columns are the factors by which training multiplies the change and "
         "the distance:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
-        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. {winner} contributes more to "
-        "the factor by which training multiplies the relative change of the AlexNet."
+        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. Training multiplies its "
+        "relative change by the factor of the change, divided by the factor of the distance. "
+        f"{winner} contributes more."
     )
 
 
@@ -62,10 +63,11 @@ images. Statistics of CIFAR-10 depend on the position, so a network may use the 
 """,
     method=f"""
 **Gradients by hand.** `experiments/studies/convolution/backpropagation.py` implements convolution and pooling in NumPy.
-The gradients of a loss L for input X, kernel W, output Y, G = dL/dY, stride s, dilation d and padding p are
+Let a layer have input X, kernel W, output Y, stride s, dilation d and padding p. L is the loss, and G = dL/dY. G' is G
+with s - 1 zeros between neighboring entries. The gradients of L are:
 
 - kernel: dL/dW[k, c, u, v] = sum over n, i, j of G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p];
-- input: dL/dX is the correlation of G, with s - 1 zeros between its entries, and the flipped kernel;
+- input: dL/dX[n, c, y, x] = sum over k, u, v of W[k, c, u, v] G'[n, k, y + p - u d, x + p - v d];
 - bias: the sum of G over images and positions;
 - average pooling of m pixels: each pixel of a window receives G / m;
 - max pooling: the largest pixel of a window receives G.
@@ -103,17 +105,19 @@ covariances of all pairs of pixels and measure which fraction of their variance 
 same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
 positions is divided by 1 - r.
 
-In the variances over positions or pairs of pixels, each squared deviation is replaced by the product of two
-estimates of the deviation, one from each half of the images. The sampling errors of the two estimates are independent,
-so they cancel on average.
+A statistic of a pixel or of a pair of pixels has a sampling error, which would enlarge its variance over positions or
+pairs. So the deviation of the statistic from its mean over positions or pairs is estimated twice, once from each half
+of the images. The squared deviation is replaced by the product of the two estimates. Their sampling errors are
+independent, so they cancel on average.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured
 images and the order of training images. Intervals of the claims that training makes maps more equivariant are
-simultaneous (Bonferroni). For the statistics of pixels, different seeds share part of their images. Training is short,
-so the accuracy is much lower than the network could reach. The exploratory claims, and the division by 1 - r for
-neighbors, were chosen after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality
-about 75). JPEG compresses blocks of 8 x 8 pixels, which may make statistics depend on the position.
+simultaneous (Bonferroni). Different seeds share part of the images for the statistics of pixels, so the intervals of
+these statistics may be too narrow. Training is short, so the accuracy is much lower than the network could reach. The
+exploratory claims, and the division by 1 - r for neighbors, were chosen after a first look at the data. The reference
+results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG compresses blocks of 8 x 8 pixels, which may make
+statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,

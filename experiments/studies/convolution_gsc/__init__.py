@@ -90,8 +90,8 @@ weights and inputs, so effects of the seed that they share cancel. We report geo
 **Mean field** is the limit of many channels (J. Xiao et al., arXiv:1806.05393). The weights of a kernel are
 independent, so a convolution with He initialization and ReLU does not change GSC, at any stride. Zero padding changes
 GSC, because at the border some weights multiply zeros. Average pooling of m pixels multiplies GSC by
-1 / (1 + (m - 1) rho). Here rho is the cosine similarity of the channels at two pixels of a window. If all pixels of a
-window are equal, the factor is 1 / m.
+1 / (1 + (m - 1) rho). Here rho is the cosine similarity of the channel vectors at two pixels of a window. If all
+pixels of a window are equal, the factor is 1 / m.
 
 Let h_1, ..., h_m be the pre-activations in a window, with variance 1. Max pooling multiplies GSC by
 P(max h_i > 0) / E[max(h_1, ..., h_m, 0)^2]. Reason for the numerator: Max pooling passes each gradient to the largest

@@ -19,6 +19,8 @@ __all__ = ["STUDY", "measure"]
 
 # Effective depths that differ by at most this number of layers count as equal.
 NEAR = 1.0
+# What an effective depth is, for the answer.
+MEANS = " (largest number of trained layers whose joint contribution counts)"
 # A network has learned if it classifies this fraction of the test digits correctly.
 LEARNED = 0.5
 # Contributions with a log10 share below this value are not stored.
@@ -49,7 +51,8 @@ def claims(collected: Collected) -> list[Claim]:
         )
     for key in runs.shallow:  # every run must agree, so there is no interval
         values, layers = runs.final(key), runs.layers(key)
-        because = f"effective depth: {listed(sorted(values.astype(int).unique()), 'or')} of {layers} layers"
+        reached = listed(sorted(values.astype(int).unique()), "or")
+        because = f"effective depth of single runs: {reached} of {layers} layers"
         says = f"{name(key)}: the effective depth equals the number of layers in every run"
         made.append(Claim(says, bool((values == layers).all()), because))
     for key in runs.deep:
@@ -83,14 +86,14 @@ def _independent(runs: Runs) -> Claim:
     found = {key: mean(runs.final(key, "independent_depth") - runs.final(key), len(keys)) for key in keys}
     farthest = max(found, key=lambda key: abs(found[key].value))
     near = {key: one.within(0, NEAR) for key, one in found.items()}
-    outside = "; ".join(name(key) for key, holds in near.items() if holds is False)
+    outside = ", ".join(f'"{name(key)}"' for key, holds in near.items() if holds is False)
     says = f"Layers with independent directions would have the same effective depth, up to {NEAR:g} layer"
     return Claim(
         says,
         all_of(*near.values()),
-        f"effective depth with independent directions minus measured effective depth: {found[farthest]} in the network "
-        f"where this difference is farthest from 0 ({name(farthest)}); networks in which the whole interval of the "
-        f"difference is farther than {NEAR:g} from 0: {outside or 'none'}",
+        f"effective depth with independent directions minus measured effective depth: farthest from 0 in the network "
+        f'"{name(farthest)}": {found[farthest]}; networks whose whole interval is farther than {NEAR:g} from 0: '
+        f"{outside or 'none'}",
     )
 
 
@@ -101,12 +104,12 @@ def _together(runs: Runs) -> Claim:
         for values in (runs.final, runs.replaceable)
     )
     found = rank_correlation(used, replaced)
-    says = "A network that uses a larger fraction of its layers has a smaller fraction that can be replaced"
+    says = "A network with a larger ratio of effective depth to layers has a smaller fraction of replaceable layers"
     return Claim(
         says,
         found.value < 0 if found.p < 0.05 else None,
-        f"rank correlation of the two fractions over {found.num} networks: {found.value:.2f}; p = {found.p:.2g}; "
-        "required for a decision: p below 0.05",
+        f"rank correlation of this ratio and this fraction over {found.num} networks: {found.value:.2f}; p = "
+        f"{found.p:.2g}; required for a decision: p below 0.05",
     )
 
 
@@ -128,7 +131,7 @@ def answer(collected: Collected) -> str:
     runs = Runs(collected.frame)
     accuracy = {key: mean(runs.final(key, "test_accuracy")).value for key in runs.deep}
     learned, others = ([key for key in runs.deep if (accuracy[key] > LEARNED) is which] for which in (True, False))
-    text = [f"Deep networks that learn to classify digits {_used(runs, learned)}."] if learned else []
+    text = [f"Deep networks that learn to classify digits {_used(runs, learned, MEANS)}."] if learned else []
     if others:
         names = "; ".join(f"{name(key)}: {100 * accuracy[key]:.0f} % of test digits correct" for key in others)
         text.append(f"Deep networks that hardly learn ({names}) {_used(runs, others)}.")
@@ -143,10 +146,12 @@ def answer(collected: Collected) -> str:
     return " ".join([*text, f"{lost} network) {listed(stands)}."])
 
 
-def _used(runs: Runs, keys: list[Key]) -> str:
+def _used(runs: Runs, keys: list[Key], words: str = "") -> str:
     depths = [mean(runs.final(key)).value for key in keys]
     most = max(map(runs.layers, keys))
-    return f"have up to {most} layers, and their effective depth is {min(depths):.1f} to {max(depths):.1f} layers"
+    return (
+        f"have up to {most} layers, and their effective depth{words} is {min(depths):.1f} to {max(depths):.1f} layers"
+    )
 
 
 def details(collected: Collected) -> str:
@@ -168,7 +173,8 @@ def details(collected: Collected) -> str:
         parts.append(
             f"Left out ({len(runs.failed)} of {len(runs.failed) + len(runs.trained)} networks), because training "
             f"diverges with every learning rate for at least one seed: "
-            f"{listed(map(name, runs.failed))}."
+            + listed(f'"{name(key)}"' for key in runs.failed)
+            + "."
         )
     return "\n\n".join(parts)
 
@@ -184,8 +190,8 @@ more. So the joint effect of training these layers is nearly the sum of the effe
 **Residual trick.** Let J_l be the Jacobian of layer l of the trained network. I_l is the Jacobian of the same layer at
 the same input, but with the parameters before training. R_l = J_l - I_l is the change by training. The Jacobian of the
 network is the product of I_l + R_l over all layers. Expand this product. C^k is the sum of all its terms with exactly k
-factors R_l: the joint contribution of k trained layers. It follows from a recurrence. Let C^k_l be this sum for the
-first l layers. Then `C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
+factors R_l: the **joint contribution** of k trained layers. A recurrence gives C^k: if C^k_l is this sum for the first
+l layers, then `C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
 
 **Effective depth.** The share of C^k is its Frobenius norm divided by the sum of the norms of C^0, C^1, and so on. The
 **effective depth** is the largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The

@@ -79,7 +79,7 @@ def details(collected: Collected) -> str:
         parts.append(f"The signal that is most often first is {names}, in {first.max()} runs that fail.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            "No claim is made about signals that never fired (names as in the method): "
+            "No claim is made about signals that never fired. These signals, named as in the method, are: "
             f"{decide.names_in_words(silent)}. The largest GSC at step 0 is "
             f"10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
@@ -116,7 +116,10 @@ def _sensitivity(alarms: Alarms) -> str:
         names = [decide.named(verdicts, verdict) for verdict in (True, None)]
         rows.append([f"{100 * limit:g} %", *names, *map(alarms.announced, warned)])
     head = ["accepted rate", "reliable", "undecided", "announced by reliable", "by reliable or undecided"]
-    about = "Reliable and undecided signals, and the failures that they announce, by the accepted rate of false alarms:"
+    about = (
+        "Each row accepts another rate of false alarms. It gives the reliable and the undecided signals at this rate, "
+        "and the failures that they announce:"
+    )
     return f"{about}\n\n{table(head, rows)}"
 
 
@@ -164,9 +167,9 @@ undecided signals. In claims, "most" means more than 50 %.
 """,
     how_sure=f"""
 Runs of one network at one learning rate (a cell) resemble each other, so the 95 % intervals resample whole cells
-(bootstrap). Some intervals are widened until they also contain the interval for independent runs. These are the
-intervals of numbers of runs (Wilson) and of medians (order statistics). With few cells, intervals tend to be too
-narrow. The intervals cover only these networks and learning rates.
+(bootstrap). Intervals of numbers of runs are widened to contain Wilson's interval for independent runs. Intervals of
+medians are widened to contain the interval from order statistics for independent runs. With few cells, intervals tend
+to be too narrow. The intervals cover only these networks and learning rates.
 
 We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the last
 step of a run are not seen. A run that fails within {FEWEST} steps cannot show a jump, because a recent median needs

@@ -44,7 +44,8 @@ def tells(alarms: Alarms, name: str) -> Claim:
     """Whether a signal fires more often before a failure than in a control that is monitored equally long."""
     warned, more = alarms.leads[name].notna().mean(), alarms.advantage(name)
     says = f'Exploratory: "{WORDS[name]}" fires more often before failures than in equally long parts of controls'
-    because = f"fraction of failing runs: {warned:.2f}; of equally long parts of controls: {alarms.matched(name)}; "
+    because = f"fraction of failing runs in which it fires before the failure: {warned:.2f}; fraction of equally long "
+    because += f"parts of controls in which it fires: {alarms.matched(name)}; "
     because += f"difference: {more}"
     return Claim(says, more.above(0.0), because)
 

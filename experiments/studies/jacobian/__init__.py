@@ -75,9 +75,9 @@ def answer(collected: Collected) -> str:
     return (
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
         f"network: its error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. The network "
-        f"scales small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. Deep "
-        "networks in which a few singular values dominate the norm of J and most others shrink with depth, so that the "
-        f"norm alone does not describe J: {listed(few)}."
+        f"scales small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. In "
+        f"{len(few)} of {len(GAUSSIAN)} deep networks with Gaussian weights ({listed(few)}), a few singular values "
+        "dominate the norm of J and most others shrink with depth, so the norm alone does not describe J."
     )
 
 

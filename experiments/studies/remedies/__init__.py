@@ -225,11 +225,13 @@ These networks are marked †. They are compared with the network that they repe
 tested as claims:
 
 - tanh: critical and lecun weights have the same distribution.
-- relu+batch: xavier weights are distributed like the unchanged weights times a constant.
-- relu+batch: LSUV weights are orthogonal weights times a constant for each layer.
+- relu+batch: xavier weights are distributed like the unchanged weights times a constant. Batch normalization cancels
+  this constant.
+- relu+batch: LSUV weights are orthogonal weights times a constant for each layer. Batch normalization cancels these
+  constants, too.
 
-Batch normalization cancels these constants. Also, if "wider" does not change the rate per layer, it lowers GSC only
-because there are fewer layers. In this case, the equal rate is a claim, and the lower GSC is not.
+If "wider" does not change the rate per layer, it lowers GSC only because there are fewer layers. Then only the equal
+rate is tested as a claim, and not the lower GSC.
 
 **Growth** is log10 GSC (squared convention) from input to output. Growth per layer would be misleading, because
 networks with equal numbers of parameters differ in depth. A remedy **lowers** GSC if the whole interval of its change

@@ -174,8 +174,9 @@ does not hold: normalization divides by a standard deviation, which can be small
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer are
-simultaneous (Bonferroni) over the {len(NETWORKS)} networks, and over the {len(SCALES)} scales of the weights. All
-networks are at initialization, have no biases, and have the same depth and width.
+simultaneous (Bonferroni) over the {len(NETWORKS)} networks. For the sigmoid network with multiplied weights, they are
+simultaneous over its {len(SCALES)} weight variances. All networks are at initialization, have no biases, and have the
+same depth and width.
 """,
     claims=claims,
     figures=figures.draw,

@@ -54,7 +54,10 @@ def verdicts(*args, **kwargs):
 
 
 WHOLE = "By NLC, every network that does not explode is nearer to linear than every network that explodes"
-UNSEEN = "Sign diversity and NLC show that the data collapse in relu; the growth rate of GSC does not show this"
+UNSEEN = (
+    "relu: the data collapse (sign diversity) and the whole network is nonlinear (NLC), although the interval of "
+    "the growth rate of GSC contains 1"
+)
 
 
 def test_what_is_expected_is_supported_where_it_is_so():

@@ -49,7 +49,10 @@ def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_fires():
     assert found("gradient jump", SILENT).holds is True and found("update", SILENT).holds is False
     assert found("gradient jump", TELLS).holds is True
     assert found("update", TELLS).holds is not True  # it fires in every run, failing or not
-    because = "fraction of failing runs: 1.00; of equally long parts of controls: 1 ("
+    because = (
+        "fraction of failing runs in which it fires before the failure: 1.00; fraction of equally long "
+        "parts of controls in which it fires: 1 ("
+    )
     assert found("update", TELLS).because.startswith(because)
     first = found('"update" fires first')
     assert first.holds is True and 'false alarms of "update": 40 of 40 runs' in first.because

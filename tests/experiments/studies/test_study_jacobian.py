@@ -224,10 +224,10 @@ def test_claims_of_frames_whose_truth_is_known(story, claim, expected):
 def test_the_answer_follows_the_claims():
     text, table = jacobian.STUDY.answer(told()), jacobian.STUDY.details(told())
     assert "to the power 2.00" in text and "| selu | 1.051 |" in table and "| expanding | 1.105 | 1.105 |" in table
-    assert "not shown" not in text and "linear, tanh and selu." in text
+    assert "not shown" not in text and "3 of 3 deep networks with Gaussian weights (linear, tanh and selu)" in text
     other = jacobian.STUDY.answer(told({"tanh": (0.0, 0.1)}, power=1.5))
-    assert "not shown" in other and "linear and selu." in other
-    assert "none." in jacobian.STUDY.answer(told(rank=30.0))
+    assert "not shown" in other and "(linear and selu)" in other
+    assert "(none)" in jacobian.STUDY.answer(told(rank=30.0))
 
 
 def test_figures_show_rates_and_ranks():
