@@ -126,12 +126,12 @@ class MLP(nn.Module):
             inner = partial(initializers.gaussian, variance=weight_variance)
         linear = initializers.orthogonal if init == "orthogonal" else initializers.lecun
 
-        def make(n_in: int, n_out: int, fill: initializers.Initializer) -> nn.Linear:
+        def make(n_in: int, n_out: int, fill: initializers.Initializer, *, activated: bool = False) -> nn.Linear:
             layer = unfilled(nn.Linear, n_in, n_out, bias=bias)
             fill(layer.weight, generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-                if bias_variance and fill is not linear:
+                if bias_variance and activated:
                     initializers.gaussian(layer.bias[:, None], variance=bias_variance, generator=generator)
             return layer
 
@@ -142,12 +142,13 @@ class MLP(nn.Module):
             if in_features != width:
                 self.stem = make(in_features, width, linear)
             for _ in range(depth):
-                inside, out = make(width, width, inner), make(width, width, linear)
+                inside, out = make(width, width, inner, activated=True), make(width, width, linear)
                 layers.append(Block(inside, out, activation, norm, skip_weight))
         else:
             for number in range(depth):
                 fill = partial(inner, mirror_input=number > 0) if mirrored else inner
-                layers.append(Layer(make(in_features if number == 0 else width, width, fill), activation, norm))
+                linear_map = make(in_features if number == 0 else width, width, fill, activated=True)
+                layers.append(Layer(linear_map, activation, norm))
         self.layers = nn.Sequential(*layers)
         last = partial(initializers.looks_linear, mirror_output=False) if mirrored else linear
         self.head = None if out_features is None else make(width, out_features, last)

@@ -188,6 +188,27 @@ def test_weights_come_from_the_generator_and_nothing_else(init):
     assert all(not p.any() for p in a if p.ndim == 1)
 
 
+@pytest.mark.parametrize("residual", ["none", "identity"])
+@pytest.mark.parametrize(
+    "weights",
+    [{"init": init} for init in ("auto", "he", "lecun", "xavier", "orthogonal")] + [{"weight_variance": 1.5}],
+    ids=str,
+)
+@pytest.mark.parametrize("activation", ["linear", "tanh", "relu"])
+def test_biases_before_activations_have_their_variance_and_others_are_zero(activation, weights, residual):
+    model = MLP(
+        depth=3, width=900, activation=activation, residual=residual, bias=True, bias_variance=0.25,
+        in_features=20, out_features=30, generator=seeded(), **weights,
+    )  # fmt: skip
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            before = name.startswith("layers.") and not name.endswith("out")
+            # 0.25 within five standard errors of a sample variance of 900 numbers
+            assert float(module.bias.detach().var()) == (
+                pytest.approx(0.25, rel=5 * math.sqrt(2 / 900)) if before else 0
+            ), name
+
+
 def test_without_a_generator_the_global_seed_decides():
     with torch.random.fork_rng():
         torch.manual_seed(3)
