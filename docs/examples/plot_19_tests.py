@@ -2,10 +2,12 @@
 Gradient tests in continuous integration
 ========================================
 
-The assertions of ``gs.testing`` fail if gradients explode or vanish, or if all samples become alike inside the network.
-With ``undecided="fail"``, ``assert_growth`` and ``assert_total`` also fail if the 95 % interval contains a bound.  If
-the model has several inputs, fix all but one: ``forward=lambda model, x: model(x, other)``.  If its ``forward`` adds
-tensors, mark each sum: ``x = gs.tap(x + f(x), "sum")``.
+The assertions of ``gs.testing`` fail if GSC grows or shrinks too fast, or if all samples become alike inside the
+network. GSC has no units: in a ReLU network without biases, a factor on all weights of a layer does not change it,
+although outputs and raw gradients may overflow. So test the size of the outputs as well:
+``model(x).square().mean().sqrt()``. With ``undecided="fail"``, ``assert_growth`` and ``assert_total`` also fail if the
+95 % interval contains a bound. If the model has several inputs, fix all but one: ``forward=lambda model, x: model(x,
+other)``. If its ``forward`` adds tensors, mark each sum: ``x = gs.tap(x + f(x), "sum")``.
 """
 
 import torch
