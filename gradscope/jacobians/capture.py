@@ -75,7 +75,7 @@ class Capture(Recording):
         first = self.units[0].name
         found = remarks(
             self.reached, random=self.random, picked=self.picked, merged=blocks, avoidable=beside, frozen=frozen,
-            meeting=None if first in self.source_names else first,
+            meeting=first if len(self.sources) > 1 and first not in self.source_names else None,
         )  # fmt: skip
         return tuple(found)
 

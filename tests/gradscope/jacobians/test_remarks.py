@@ -87,3 +87,29 @@ def test_layers_before_several_inputs_meet_are_named():
     assert both.layers[0] == "sum" and any("begins at 'sum', where the paths" in remark for remark in both.remarks)
     one = gs.gsc(model, a, forward=lambda model, a: model(a, b))
     assert one.layers[0] == "input" and one.remarks == ()
+
+
+class Tokens(nn.Module):
+    """The first row is the sum of both embeddings, of which only one reads the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings, self.last = Embeddings(), nn.Linear(4, 2)
+
+    def forward(self, tokens):
+        return self.last(self.embeddings(tokens))
+
+
+class Embeddings(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.places, self.norm = nn.Embedding(9, 4), nn.Embedding(5, 4), nn.LayerNorm(4)
+
+    def forward(self, tokens):
+        return self.norm(self.words(tokens) + self.places(torch.arange(5)))
+
+
+def test_a_sum_of_embeddings_is_no_meeting_of_several_inputs():
+    captured = gs.capture(Tokens(), torch.arange(10).reshape(2, 5) % 9)
+    assert captured.units[0].name == "embeddings" and captured.source_names == ("embeddings.words",)
+    assert captured.remarks == ()
