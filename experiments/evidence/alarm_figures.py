@@ -37,7 +37,7 @@ def warnings(alarms: Alarms, words: Mapping[str, str], cells: str) -> Figure:
         ax.bar(place, value, width=0.25, color=colors[number], label=label, hatch=hatch, edgecolor="white")
         margins = np.clip([value - low, high - value], 0, None)  # for 0 runs, the lower end is 0 up to rounding
         ax.errorbar(place, value, yerr=margins, fmt="none", color="black", linewidth=1, capsize=2)
-    ax.set_xticks(range(len(names)), [words[name] for name in names])
+    ax.set_xticks(range(len(names)), [words[name].replace(" ", "\n") for name in names])
     ax.set(ylabel="runs in %", ylim=(0, 138), yticks=range(0, 101, 20))
     ax.legend(frameon=False, fontsize=9, loc="upper center")
     ax.set_title(f"Warnings and false alarms; error bars: 95 %, over cells of {cells}", fontsize=10)

@@ -18,7 +18,7 @@ from experiments.studies.transformer_depth import numbers
 from experiments.studies.transformer_depth.numbers import DEPTHS, NORMS, SCALED, name
 from experiments.studies.transformer_depth.theory import BRANCHES
 
-LABEL = "log10 GSC (squared) of the embedding"
+LABEL = r"$\log_{10}$ GSC (squared) of the embedding"
 MARKERS = "os"
 
 
@@ -110,7 +110,7 @@ def _lengths(frame: pd.DataFrame) -> Figure:
         predicted = numbers.by_depth(frame, norm, "log10_square_growth_theory").mean()[list(DEPTHS)]
         ax.plot(DEPTHS, predicted, ["--", ":"][place], color=COLORS[place], label=f"{name(norm)}, theory")
     _logarithmic(ax)
-    ax.set_ylabel("log10 squared length, last block / embedding")
+    ax.set_ylabel(r"$\log_{10}$ squared length, last block / embedding")
     ax.set_title(f"Residual stream, weights not scaled; {_about(frame)}", fontsize=10)
     ax.legend(frameon=False)
     return figure

@@ -160,8 +160,9 @@ runs from others, whatever happens in the network. All networks are tiny and of 
         "warnings": "For each signal: percentage of failing runs that it announces, percentage of controls in which it "
         "is a false alarm, and rate of false alarms if controls are monitored only as long as failing runs. Error bars "
         "are 95 % intervals.",
-        "moving": "Quantities that change in training. One color for each peak step size. Solid: without QK norm. "
-        "Dashed: with QK norm. Lines are medians over seeds. The gray line is the loss above which a run fails.",
+        "moving": "Quantities that change in training. One color for each peak step size. The first and third row: "
+        "without QK norm; the others: with QK norm. Lines are medians over seeds. Bands reach from the lowest seed "
+        "to the highest. The gray line is the loss above which a run fails.",
         "failures": "Percentage of runs that fail, by peak step size and QK norm.",
     },
     details=details,

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.evidence import alarm_figures
@@ -21,7 +22,7 @@ LABELS = {
     "attention_logit": "largest attention logit",
     "least_entropy": "least entropy of a head, relative",
     "weight_growth": "largest growth of weights",
-    "log10_gsc": "log10 GSC of the embedding",
+    "log10_gsc": r"$\log_{10}$ GSC of the embedding",
 }
 LEAST = 1e-6  # smaller entropies are drawn here
 
@@ -45,29 +46,37 @@ def _leads(alarms: Alarms) -> Figure:
 
 
 def _moving(frame: pd.DataFrame) -> Figure:
-    figure, axes = plt.subplots(2, 3, figsize=(11.4, 6.4), layout="constrained", sharex=True)
-    for ax, (name, label) in zip(axes.flat, LABELS.items(), strict=True):
+    figure, axes = plt.subplots(4, 3, figsize=(10.4, 10.4), layout="constrained", sharex=True)
+    for place, (name, label) in enumerate(LABELS.items()):
+        row, column = 2 * (place // 3), place % 3
         table = signals.moving(frame, name)
-        rates = sorted(table.index.get_level_values("lr").unique())
-        for color, rate in zip(ordered(len(rates)), rates, strict=True):
-            for qk, style in ((False, "-"), (True, "--")):
-                middle = table.loc[qk, rate].median()
-                drawn = middle.clip(lower=LEAST) if name == "least_entropy" else middle
-                words = f"{rate:g}{', QK norm' if qk else ''}"
-                ax.plot(drawn.index, drawn, style, color=color, linewidth=1.4, label=words)
-        if not name.startswith("log10"):
-            ax.set_yscale("log")
-        if name == "loss":
-            ax.axhline(FAILURE, color="0.6", linewidth=0.8)
-        ax.set_title(label, fontsize=10)
-        sns.despine(ax=ax)
+        axes[row + 1, column].sharey(axes[row, column])
+        for qk, ax in enumerate(axes[row : row + 2, column]):
+            _curves(ax, table.loc[bool(qk)], LEAST if name == "least_entropy" else None)
+            if not name.startswith("log10"):
+                ax.set_yscale("log")
+            if name == "loss":
+                ax.axhline(FAILURE, color="0.6", linewidth=0.8)
+        axes[row, column].set_title(label, fontsize=10)
+    for number, ax in enumerate(axes[:, 0]):
+        ax.set_ylabel("with QK norm" if number % 2 else "without QK norm")
     for ax in axes[-1]:
         ax.set_xlabel("step of training")
+    sns.despine(figure)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, title="peak step size")
-    seeds = frame["seed"].nunique()
-    figure.suptitle(f"Medians over {seeds} seeds, every {EVERY}rd step; gray: limit of a failure", fontsize=11)
+    words = f"median over {frame['seed'].nunique()} seeds, band: from the lowest to the highest"
+    figure.suptitle(f"Every {EVERY}rd step; {words}; gray line: limit of a failure", fontsize=11)
     return figure
+
+
+def _curves(ax: Axes, table: pd.DataFrame, least: float | None) -> None:
+    """The median over seeds and the range of one quantity, for each peak step size, not below ``least``."""
+    rates = sorted(table.index.get_level_values("lr").unique())
+    for color, rate in zip(ordered(len(rates)), rates, strict=True):
+        runs = table.loc[rate].clip(lower=least)
+        ax.plot(runs.columns, runs.median(), color=color, linewidth=1.4, label=f"{rate:g}")
+        ax.fill_between(runs.columns, runs.min(), runs.max(), color=color, alpha=0.2, linewidth=0)
 
 
 def _failures(runs: pd.DataFrame) -> Figure:
