@@ -63,9 +63,9 @@ interval covers 95 %, which takes 1.96 standard deviations; coverage of 93 % tak
 ideal one at the smallest ratio.
 
 Three other sets of prior weights were tried on the first 48 networks of each kind. With them, the median width of
-intervals fell by up to 6 %, but the coverage of ReLU networks with batch normalization fell by up to 2 %. Groups of
-eight networks need no prior weights: their interval rests on the spread between networks, and not on a model of log
-GSC.
+intervals fell by up to 6 %, but the coverage of ReLU networks with batch normalization fell by up to 2 percentage
+points. Groups of eight networks need no prior weights: their interval rests on the spread between networks, and not on
+a model of log GSC.
 
 If all networks of a group have the same decided verdict, the group must have this verdict, too. Among 1,000 random
 groups of 2 to 12 networks, {common} had such a common verdict. Of these groups, {weaker} had another verdict as a
@@ -74,9 +74,9 @@ group.
 ## How often is each verdict given?
 
 The rate of a network is measured, so a true rate such as 1.01 cannot be chosen. Therefore a straight line was added to
-the curves of log GSC against depth, from exact Jacobians. All curves of one kind of network got the same line. Its
-slope makes the rate of all these networks together equal to the true rate in the first column. The table has means over
-the 54 kinds of networks; [characteristics.csv](characteristics.csv) has each kind.
+the measured curves of log GSC against depth. (These curves come from exact Jacobians.) All curves of one kind of
+network got the same line. Its slope makes the rate of all these networks together equal to the true rate in the first
+column. The table has means over the 54 kinds of networks; [characteristics.csv](characteristics.csv) has each kind.
 
 {characteristics}
 
