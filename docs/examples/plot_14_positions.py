@@ -35,4 +35,4 @@ plt.show()
 
 # %%
 # *Mean GSC of a block against the lag, with 95 % intervals; one curve per layer.  The curves leave out all blocks whose
-# source is the first position.  The circle of each layer, left of the curves, is the mean of these blocks.*
+# source is the first position.  The circle of each layer, left of the curves, is the mean of the blocks left out.*

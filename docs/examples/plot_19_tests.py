@@ -3,8 +3,8 @@ Gradient tests in continuous integration
 ========================================
 
 The assertions of ``gs.testing`` fail if GSC grows or shrinks too fast, or if all samples become alike inside the
-network. GSC has no units: in a ReLU network without biases, a factor on all weights of a layer does not change it,
-although outputs and raw gradients may overflow. So test the size of the outputs as well:
+network. GSC does not show the size of activations: in a ReLU network without biases, a factor on all weights of a layer
+does not change GSC, although outputs and raw gradients may overflow. So test the size of the outputs as well:
 ``model(x).square().mean().sqrt()``. With ``undecided="fail"``, ``assert_growth`` and ``assert_total`` also fail if the
 95 % interval contains a bound. If the model has several inputs, fix all but one: ``forward=lambda model, x: model(x,
 other)``. If its ``forward`` adds tensors, mark each sum: ``x = gs.tap(x + f(x), "sum")``.
@@ -29,9 +29,9 @@ test_gradients()
 print("passed")
 
 # %%
-# The interval of a rate is wide if a network has few layers, or blocks that differ.  Then ``undecided="warn"``, the
-# default, lets a bad network pass, and ``undecided="fail"`` can fail a good one.  Try the bounds on a good and on a bad
-# version of your model.  Several networks usually give a narrower interval:
+# The interval of a rate is wide if a network has few layers, or blocks that differ.  A bad network may then pass with
+# ``undecided="warn"``, the default, and a good network may fail with ``undecided="fail"``.  Try the bounds on a good
+# and on a bad version of your model.  Several networks usually give a narrower interval:
 # ``gs.growth([gs.gsc(make(), x) for _ in range(8)])``.
 #
 # If an assertion fails, its message says what was measured.

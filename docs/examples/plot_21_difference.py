@@ -3,8 +3,8 @@ What differs between two models?
 ================================
 
 ``gs.diff`` runs every module of the second model on the inputs of the same module in the first model.  So it names the
-layer where two models differ: two checkpoints, a model and its conversion, or two precisions.  It also says whether
-rounding explains the difference.
+first layer where two models differ, and says whether rounding explains the difference.  The two models can be two
+checkpoints, a model and its conversion, or one model in two precisions.
 """
 
 import copy

@@ -2,8 +2,9 @@
 Does my network behave the same at twice the width?
 ===================================================
 
-``gs.coordinate_check`` trains networks of several widths for a few steps.  It measures how lengths grow with the width,
-compares this growth with the rules of a parametrization (here mu-P), and names the first layer that differs.
+``gs.coordinate_check`` trains networks of several widths for a few steps.  It measures how the root mean squares of
+activations, of their changes and of gradients grow with the width.  It compares this growth with the rules of a
+parametrization (here mu-P), and names the first layer whose growth differs from them.
 """
 
 import matplotlib.pyplot as plt

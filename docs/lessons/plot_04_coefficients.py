@@ -112,9 +112,10 @@ assert abs(float(stretches.square().mean().sqrt() / gs.qm_norm(matrix)) - 1) < 0
 # GSC
 # ---
 #
-# To become independent of the scale of the activations, measure each step relative to the output:
-# the step of :math:`f_k` divided by :math:`\|f_k\|`, and that of :math:`f_l` divided by
-# :math:`\|f_l\|`. The mean square of this relative stretch is
+# To become independent of the scale of the activations, measure relative changes: divide the
+# length of the step of :math:`f_k` by :math:`\|f_k\|`, and that of the step of :math:`f_l` by
+# :math:`\|f_l\|`. The relative stretch is the second quotient divided by the first. GSC is the
+# mean square of the relative stretch over random directions:
 #
 # .. math::
 #
