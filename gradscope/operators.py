@@ -23,7 +23,7 @@ class LinearOperator:
     """An m x n matrix A known only by its products with vectors.
 
     ``matvec`` maps v of shape (n,) to A v of shape (m,), and ``rmatvec`` maps u of shape (m,) to A^T u of shape (n,).
-    Vectors have this ``dtype`` and are on this ``device``.
+    All vectors have the dtype ``dtype`` and are on the device ``device``.
 
     >>> double = LinearOperator((3, 3), lambda v: 2 * v, lambda u: 2 * u)
     >>> (double @ double.T).dense().diagonal().tolist(), double.log_volume() == 3 * math.log(2)

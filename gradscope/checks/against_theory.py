@@ -53,9 +53,10 @@ def compare(
       compared in their inner modules, in the scale of their parameters, and in statistics of their outputs.  To compare
       outputs, the siblings f_j of a layer f_i run on the input x_i of f_i, so a wrong layer does not make later layers
       look wrong.
-    - With mean-field theory, if the network is a multilayer perceptron.  The z-scores assume that the mean square over
-      n neurons is chi-square distributed, with n / c degrees of freedom.  c is the mean squared cosine between
-      samples.  Theory does not hold for batch normalization with a batch larger than half the width; a warning says so.
+    - With mean-field theory, if the network is a multilayer perceptron.  The z-scores assume that the mean square of
+      the pre-activations of n neurons is chi-square distributed, with n / c degrees of freedom.  c is the mean squared
+      cosine between the pre-activations of two samples.  Theory does not hold for batch normalization with a batch
+      larger than half the width; a warning says so.
 
     Arguments:
         model: Any module.  Its weights should be as drawn: training makes layers different.
@@ -75,8 +76,8 @@ def compare(
     perceptrons, the cost of `gradscope.gsc` is added.
 
     Raises:
-        UnreadableError: Theory does not cover the network, but is needed: ``expected`` has an "initialization", or no
-            four layers are siblings.  The message names the unsupported part of the network.
+        UnreadableError: Theory does not cover the network, but is needed, because ``expected`` has an
+            "initialization" or no four layers are siblings.  The message names the unsupported part of the network.
         ValueError: ``expected`` has an unknown key or an invalid value, or ``prediction`` does not fit the network.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.

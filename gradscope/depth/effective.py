@@ -1,4 +1,4 @@
-"""``effective_depth``: the largest number of layers whose changes by training act together in the Jacobian.
+"""``effective_depth``: the largest number of layers whose changes by training noticeably multiply in the Jacobian.
 
     C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1),   J_l = I_l + R_l
 
@@ -115,7 +115,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        Rows: one per lambda (column ``index``) for each contribution, one for cancellation, one per unit for change.
+        Rows: one per lambda (column ``index``) for both contributions, one for cancellation, one per unit for change.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
@@ -153,7 +153,7 @@ def effective_depth(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> EffectiveDepth:
-    """Effective depth: the largest number of layers whose changes by training act together in the network's Jacobian.
+    """Effective depth: the largest number of layers whose changes by training noticeably multiply in the Jacobian.
 
     Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
     with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +

@@ -33,7 +33,7 @@ class Description:
     - ``unit``: whether the tensor is a row of `gradscope.gsc` by default.
     - ``fired``: whether the module was called.
     - ``left_out``: why there is no recorded tensor; null for a recorded one.
-    - ``modified``: whether the tensor was later overwritten in place.  The old values are measured.
+    - ``modified``: whether the tensor was later overwritten in place.  The values before that are measured.
     - ``batch_norm``: which statistics batch normalization used, "batch" or "running".
     - ``dropout``: whether dropout was active.
     - ``backward``: how torch pulls a batch of cotangents back to the tensor: at once ("vmap") or one by one ("loop").

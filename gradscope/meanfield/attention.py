@@ -11,9 +11,10 @@ keys s <= t (causal), or over all keys.  With value and output weights of varian
 where G_tt' is the covariance, per entry, of the gradients at two positions.
 
 To first order in the scores, E[A_ts A_t's'] = (1 + a_tt' D_ss') / (t t') with a_tt' = sigma^2 C_tt', where D is C
-centered over the keys of t and over those of t'.  Here a_tt' is such that the sum over s = s' is exact for t = t' and
-keys of equal overlap, at any sigma.  The derivative of A is that of uniform A, times a factor that is exact for
-independent gradients and orthogonal keys.  All sums over pairs of positions are cumulative sums of T x T matrices.
+centered over the keys of t and over those of t'.  Here a_tt' is such that E[sum_s A_ts^2] (t = t') is exact at
+any sigma, if all keys have the same length and any two of them the same overlap.  The derivative of A is that of
+uniform A, times a factor.  For such keys, the factor is exact if the gradients of different positions are independent.
+All sums over pairs of positions are cumulative sums of T x T matrices.
 """
 
 from __future__ import annotations

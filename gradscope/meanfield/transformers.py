@@ -84,7 +84,7 @@ class Transformer:
         score_variance: Variance of the query matrix times that of the key matrix.  Scores of normalized tokens have
             this variance.  Set it to 1 if queries and keys are normalized.
         value_variance: Variance of the value matrix times that of the output matrix of attention.
-        hidden_variance: Variance of the first matrix of an MLP; if gated, of each of the matrices gate and linear.
+        hidden_variance: Variance of the first matrix of an MLP.  In a gated MLP, each of its two first matrices has it.
         output_variance: Variance of the matrix after the activation.
         outputs: Number of logits, which affects only the interval of `gsc`; None for infinitely many.
         mean_square: Mean square of an entry of the embeddings.
@@ -186,8 +186,8 @@ class Transformer:
         """Return a tidy frame of predicted GSC with respect to the logits, with the layers of `gradscope.models.GPT`.
 
         Layers: ``embedding``, ``blocks.0``, ..., ``norm`` (pre-norm only), ``head``, and branches such as
-        ``blocks.0.mlp``.  At least 95 % of networks of this width lie between ``log10_low`` and ``log10_high``.  These
-        are the ends of ln GSC -+ 4 sqrt(S / width), converted to log10.  The half-width is two standard deviations of
+        ``blocks.0.mlp``.  GSC of at least 95 % of networks of this width lies between ``log10_low`` and ``log10_high``,
+        the ends of ln GSC -+ 4 sqrt(S / width), converted to log10.  The half-width is two standard deviations of
         ln GSC in the worst case: all positions vary together.  S sums these terms (`ledger` defines ``skip_share``):
 
         - s + g for each branch f from the layer to the output: s = |f(x)|^2 / |x + f(x)|^2, and g = 1 - ``skip_share``.

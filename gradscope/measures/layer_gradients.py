@@ -27,8 +27,9 @@ def layer_gradients(
 
     Call this in a context `together`: then gradients are checked when the first number is read.
 
-    Cost: one forward pass, one backward pass of the mean loss, and one vectorized backward pass per sample.  Memory:
-    ten full gradients, and as many per-sample gradients as fit into a twentieth of the free memory (at least one).
+    Cost: one forward pass, a backward pass of the mean loss, and a backward pass of the loss of each sample.  The
+    backward passes of several samples run at once (vectorized).  Memory: ten full gradients, and the gradients of the
+    samples that run at once.  These take at most 1/20 of the free memory in float32, unless one sample needs more.
 
     Raises:
         ValueError: No parameter is trainable, the batch has one sample, or the losses do not depend on any parameter.

@@ -82,7 +82,7 @@ class Statistic:
             ) from error
 
     def parts(self, values: Any, /) -> Sequence[Tensor]:
-        """Compute the arguments of ``estimate`` from the values of a layer, as tensors on the device of the values."""
+        """Compute from a layer's values, on their device, the tensors that ``estimate`` takes as arguments."""
         raise NotImplementedError
 
     def estimate(self, *arrays: Any, **_: Any) -> Estimate | Statistic:

@@ -47,7 +47,7 @@ class Alarms:
 
     - ``first_lengths``: |w| of the weights w of every layer when it was first monitored.
     - ``resolution``: smallest relative change |w - w'| / |w| of weights that is not mostly rounding.
-    - ``step_sizes``: by measure and layer, the number, the first one and the sum of the logarithms of changes.
+    - ``step_sizes``: by measure and layer, the logarithms of all steps so far: their number, the first one, their sum.
     - ``fired``: (kind, layer, step) of every warning.  The layer is "loss" for the kinds "loss jump" and "no loss",
       "network" for "zero output" and "no attention", and "loss", "gradient" or "probe batch" for "nonfinite".  Head 3
       of a layer is ``layer:3``.
@@ -169,12 +169,18 @@ class Alarms:
     def _step_sizes(self, found: dict[str, dict[str, float]], step: int) -> None:
         """Warn of a layer whose steps are longer or shorter than those of similar layers.
 
-        A step is measured by |w - w'| / |g'|, with g' the gradient at the previous record, by |w - w'|, and by the
-        largest entry of w - w'.  The first is equal in all layers in gradient descent, and with momentum in the first
-        step.  In Adam the second and third are nearly equal, the third also if many entries have no gradient.
-        Each measure is taken of the first record and of the mean of all records.  Of these six numbers, the one that
-        varies least over the layers counts.
-        Similar layers have as many parameters, and equal names up to the numbers in them.
+        Let w' and g' be the weights and the gradient at the previous record, n updates earlier.  The mean step
+        (w - w') / n has three measures: its length divided by |g'|, its length, and its largest entry.
+
+        - In gradient descent with n = 1, the first measure is the learning rate, which is equal in all layers.  With
+          momentum, this holds for the first update only.
+        - In Adam, the second and the third measure are nearly equal in all layers.  This holds for the third measure
+          also if many entries of g' are zero.
+
+        Each measure gives two numbers per layer: its first value, and its geometric mean over all records.  Of these
+        six numbers, one is tested: the one whose deviations from neighboring similar layers spread least over the
+        layers.  Layers are similar if they have equally many parameters and their names differ only in parts that are
+        numbers.
         """
         weights, gradients = found.get("weight_norm", {}), found.get("gradient_norm", {})
         largest = found.get("update_max", {})

@@ -76,13 +76,14 @@ class Monitor:
         sinks: Trackers that receive each record, as for `gradscope.sinks.Sinks`: ``gs.sinks.TensorBoard(folder)``,
             ``gs.sinks.MLflow(folder)``, a run of wandb or trackio.  A sink that fails only causes a warning.
 
-    If a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update
-    spreads the error.  If no layer is faulty, a non-finite gradient only causes a warning: a scaler may skip updates.
+    If a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update.
+    If no layer is faulty, a non-finite gradient only causes a warning, because a gradient scaler may skip this update.
 
     Each kind of `MonitorWarning` is given once per layer, and listed in ``alarms.fired``.  Causes in the whole network:
     a loss above 5 times its recent median, or an output of zero.  In a layer: GSC above 10^6 or below 10^-6, a norm of
     weights 10 times that at the start, 90 % dead units, or updates 1.5 times larger or smaller than in similar layers.
-    In an attention head: a growing largest logit above 100, or an entropy / ln n that falls from 0.2 to below 0.02.
+    In an attention head: a largest logit above 100 that is larger than at the last record, and more than twice as large
+    as at the first record; or an entropy / ln n that falls from above 0.2 to below 0.02.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed``, all ranks pass the same ``data`` and make the same calls.
@@ -166,8 +167,7 @@ class Monitor:
     def record(self) -> None:
         """Record everything now, regardless of schedule and budget, for example at the end of training.
 
-        Non-finite values only cause a warning here.  There is at most one record per step, so nothing happens if this
-        step already has one.
+        Non-finite values only cause a warning here.  Nothing happens if this step already has a record.
         """
         if self.steps > self._recorded:
             self._record(self.steps, GSC, strict=False)

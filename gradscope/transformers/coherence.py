@@ -72,7 +72,8 @@ def jacobian_coherence(
         A `Coherence`.  Its intervals are for the coherence of a whole data set.  They assume that the samples were
         drawn from it independently.
 
-    Cost: one forward pass, and for each cotangent one backward pass and two passes over every gradient in float64.
+    Cost: one forward pass.  Each cotangent needs one backward pass, and two float64 passes over the gradient at each
+    layer.
 
     Raises:
         ValueError: Samples influence each other, a batch has fewer than three samples, a layer has no samples along its

@@ -173,7 +173,7 @@ class Positions(Profile):
         """Return a tidy frame: the rows of `Profile.to_frame`, then one row per block (pair of positions).
 
         The quantity of a block is "gsc_by_position".  The columns ``target_position`` and ``source_position`` hold its
-        positions.  If only positions of the source are distinguished, ``target_position`` is null, and vice versa.
+        positions.  ``target_position`` is null if ``by`` is "source", and ``source_position`` if ``by`` is "target".
         """
         num, rows, columns = self.blocks.log10_values.shape
         t, s = np.indices((rows, columns)).reshape(2, -1)
@@ -185,7 +185,7 @@ class Positions(Profile):
 
     @checked
     def lag_profile(self, *, sinks: Count = 1) -> pd.DataFrame:
-        """Return the mean GSC_ts of every lag t - s without the first source positions, and one mean for each of these.
+        """Return one mean of GSC_ts per lag t - s, without the first source positions, and one mean per such position.
 
         Arguments:
             sinks: Number of source positions, from 0 on, that are left out of the means by lag.  In many transformers,

@@ -197,17 +197,17 @@ def coordinate_check(
             `gradscope.comparing.coordinates.parametrizations.expected`.  Default: "depth_mup" with ``depths``, else
             "mup".  A network with default initialization and one learning rate is "standard".
         forward: As for `gradscope.gsc`.
-        layers: Layers to measure, as for `gradscope.gsc`.  Default for widths: the output and every module that
-            holds parameters.  Default for depths: the units, such as residual blocks.
+        layers: Layers to measure, as for `gradscope.gsc`.  Default when widths are compared: the output and every
+            module that holds parameters.  Default when depths are compared: the units, such as residual blocks.
         margin: Largest distance from the expected exponent that counts as agreement.  For GSC, a square, it is doubled.
             Different predictions differ by at least 1/2, and the default 1/4 is half of this.
         probes: Number of random probes for each GSC.
         progress: Called with one line of text after each seed.
 
     Returns:
-        A `CoordinateCheck`.  Its intervals (Student's t over seeds) are for all random initializations, on this batch
-        and at these sizes (`gradscope.comparing.coordinates.exponents`).  Predictions hold for large widths and small
-        changes, so choose large widths, and learning rates at which the first steps change little.
+        A `CoordinateCheck`.  Its intervals (Student's t over seeds) are for the mean over random initializations, on
+        this batch and at these sizes (`gradscope.comparing.coordinates.exponents`).  Predictions hold for large widths
+        and small changes, so choose large widths, and learning rates at which the first steps change little.
 
     Before each network is built, torch, Python and numpy are seeded; their random states are restored afterwards.  All
     steps of a network use the same dropout masks.

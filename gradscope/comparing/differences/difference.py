@@ -79,8 +79,8 @@ class Difference:
     Quantities, with f_k and g_k the outputs of layer k in a and b: ``distance`` is |g_k - f_k| / |f_k|.
     ``local_distance`` is the same, but layer k of b and the code right before it receive the values of a.
     ``compiled_distance`` is given if model a or b is compiled: the relative distance of its output from that of model a
-    in eager mode.  ``log10_length_change`` is log10 (|g_k| / |f_k|).  ``log10_gsc_change`` is log10 of the GSC in b
-    divided by that in a.  All other quantities are differences of statistics of `gradscope.measure`, b minus a.
+    in eager mode.  ``log10_length_change`` is log10 (|g_k| / |f_k|).  ``log10_gsc_change`` is log10 (GSC in b / GSC
+    in a).  All other quantities are differences of statistics of `gradscope.measure`, b minus a.
 
     >>> import copy, torch
     >>> import gradscope as gs

@@ -122,7 +122,7 @@ def check_norm(
       absolute values, or the root mean square of all entries of g.  (3) The largest, the sum, the mean, or the root
       mean square of the norms of all parameters.  (4) The sum, the mean, or the root of the summed squares of the norms
       in all processes.  (5) |g| with tied parameters counted twice.  (6) The norm of some parameters only: those in one
-      module, those outside of one module, matrices and larger tensors, vectors and numbers, or those not frozen.
+      module, those outside of one module, those with two or more dimensions, those with fewer, or those not frozen.
 
     Arguments:
         model: Any module with gradients, also wrapped or sharded.

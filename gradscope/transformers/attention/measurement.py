@@ -138,7 +138,7 @@ def attention(
     - ``collapsed_fraction``: fraction of the queries with n > 1 keys whose entropy / ln n is below ``collapsed``.
     - ``effective_keys``: exp(entropy).  ``participation_ratio``: 1 / sum p^2.
     - ``largest_attention_logit``: maximum over all queries, keys and sequences, after scale and mask.
-      ``row_largest_attention_logit``: the largest logit of a query, as a mean over queries.
+      ``row_largest_attention_logit``: mean of each query's largest logit.
     - ``first_key_share``: weight on key 0.  ``first_four_keys_share``: sum of the weights on keys 0 to 3.  Both are
       large if the first keys are attention sinks.
     - ``own_position_share``: weight of query i on key i, if there are as many queries as keys.
@@ -156,8 +156,9 @@ def attention(
         keys are all masked are left out; `describe` gives their number.  All other queries are included, also those at
         padded positions.
 
-    Cost: one forward pass per batch.  Each call of attention needs another product q k^T in float64, and there is one
-    device synchronization.  The logits are computed in blocks of a few MB (256 MB on devices other than the CPU).
+    Cost: one forward pass per batch.  Each call of attention needs another product q k^T in float64.  There is one
+    device synchronization for all batches together.  The logits are computed in blocks of a few MB (256 MB on devices
+    other than the CPU).
 
     Raises:
         ValueError: No attention was found, a logit is NaN or Inf, all queries of a head are fully masked, two batches

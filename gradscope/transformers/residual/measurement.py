@@ -163,7 +163,7 @@ def residual(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Residual:
-    """Return the sizes of skip and branch at each sum x + f(x), and the shares of the squared gradient through each.
+    """Return the sizes of skip and branch at each sum x + f(x), and their shares of the squared gradient.
 
     A residual addition is a sum of two tensors of one shape: the write f is computed from a tensor x, and the skip is x
     or a simple function of x.  A skip is x itself ("identity"), x times a number or parameter ("scaled"), or x after
@@ -175,7 +175,7 @@ def residual(
     - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).
     - ``write_ratio``: sqrt(q(f) / q(x)).  ``write_cosine``: mean(x f) / sqrt(q(x) q(f)).
     - ``sum_largest``, ``sum_p99``: largest and 99th percentile of |x + f|, divided by its root mean square.
-      ``sum_kurtosis``: mean(d^4) / mean(d^2)^2 with d the deviation of an entry from the mean of all.  These three are
+      ``sum_kurtosis``: mean(d^4) / mean(d^2)^2 with d the deviation of an entry from the mean entry.  These three are
       computed for each sample and averaged.
     - ``outlier_channel``: channel with the largest |x + f|, relative to the root mean square of x + f in its sample.
     - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F, each divided by |S + W|_F^2.
