@@ -238,11 +238,11 @@ rates.
     claims=claims,
     figures=figures,
     captions={
-        "gsc_over_training": "GSC from every unit to the logits during training, as a mean over seeds. Red: GSC above "
-        "1. Blue: GSC below 1.",
+        "gsc_over_training": "GSC from every unit to the logits during training, as a geometric mean over seeds. Red: "
+        "GSC above 1. Blue: GSC below 1.",
         "gsc_before_after": "GSC of every unit to the logits before and after training, one panel per network. Lines "
-        "are means over seeds, bands one standard deviation. The legend gives the growth rate per layer, "
-        "in brackets its 95 % interval, and the verdict.",
+        "are geometric means over seeds, bands one standard deviation of log10 GSC. The legend gives the growth rate "
+        "per layer, in brackets its 95 % interval, and the verdict.",
         "learning": "Training loss and test accuracy of both networks, against the step of training. Lines are means "
         "over seeds, bands one standard deviation. The legend on the right gives the final accuracy.",
         "gradient_norms": "Norm of the gradient of the parameters of every layer during training, for each network. "
