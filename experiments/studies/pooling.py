@@ -156,11 +156,11 @@ pooling with stride {WINDOW}.
   take the geometric mean over the maps of both ReLUs.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals of the logarithm over {num_seeds} seeds. For each kind of pooling, the
+Intervals are 95 % Student's t intervals over {num_seeds} seeds, computed for logarithms. For each kind of pooling, the
 intervals of the factors at all shifts are simultaneous (Bonferroni). Each seed draws other weights and other images.
-The networks are not trained. The study [convolution](convolution.md) measures pooled maps after training. A shift of
-the image moves the second map by half as many pixels, because the first pooling of the network halves the width. The
-factor for the smallest shift was known before this study.
+The networks are not trained. If the image is shifted, the map after the second ReLU is shifted by half as many pixels,
+because the first pooling of the network halves the width. The study [convolution](convolution.md) had measured a shift
+by 1 pixel (also after training), so the factors for this shift were known before.
 """,
     claims=claims,
     answer=answer,

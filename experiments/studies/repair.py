@@ -218,7 +218,7 @@ def details(collected: Collected) -> str:
         for variant in VARIANTS:
             usual = rates[variant].mode().iloc[0]
             rows.append((case, variant, means.geometric_mean(losses[variant]), means.mean(accuracies[variant]), usual))
-    header = ("network", "initialization", "training loss", "test accuracy in %", "most frequent learning rate")
+    header = ("network", "initialization", "training loss", "test accuracy in %", "learning rate chosen most often")
     return table(header, rows)
 
 
@@ -248,9 +248,9 @@ STUDY = Study(
     question="Does a network train better after its local GSC was repaired?",
     answer=answer,
     use="""
-If a deep network does not train, call `gs.repair(model, x)` ([repair](../repair.md)). In seconds, it
-computes factors for the weights of every unit (layer or block). It reports whether GSC from the input to the output of
-every unit then reaches its goal. Compare the result with a standard initialization.
+If a deep network does not train, call `gs.repair(model, x)` ([repair](../repair.md)). Within seconds, it computes
+factors for the weights of every unit (layer or block). It reports whether GSC from the input to the output of every
+unit then reaches its goal. Compare the result with a standard initialization.
 """,
     method="""
 Four networks start from a bad initialization (depth {model.depth}, width {model.width}, {dtype}).

@@ -191,8 +191,9 @@ def _identities(frame: pd.DataFrame) -> list[Claim]:
             "The factor by which the raw gradient grows per layer toward the input is R times as large in the rescaled "
             "network",
             ratio < ROUNDING,
-            f"relative error: {_bound(ratio)}; growth factor for R = {most:g}: "
-            f"{_growth(frame, RESCALED, most)}; of the original: {_growth(frame, PLAIN, most)}",
+            "largest relative difference between R^l and the ratio of the raw gradients of the two networks, l layers "
+            f"before the logits: {_bound(ratio)}; growth factor per layer: {_growth(frame, RESCALED, most)} in the "
+            f"rescaled network with R = {most:g}, {_growth(frame, PLAIN, most)} in the original",
             identity=True,
         ),
         Claim(
@@ -254,9 +255,10 @@ layers have outputs of the same scale.
     method="""
 A ReLU network without normalization (depth {model.depth}, width {model.width}, a linear head for {model.out_features}
 classes, {dtype}) is compared with a rescaled copy, for R = {measurement.factor}. In the copy, the output of the layer
-that is l layers before the logits is multiplied by R^-l. Because ReLU is positively homogeneous, only weights must
-change: the first weight matrix is multiplied by R^-L (L is the number of hidden layers), and every other one by R. The
-function of the network stays the same. If R is a power of two, even the rounding stays the same.
+that is l layers before the logits is multiplied by R^-l. Because ReLU is positively homogeneous (relu(c x) = c relu(x)
+for c > 0), only weights must change: the first weight matrix is multiplied by R^-L (L is the number of hidden layers),
+and every other one by R. The function of the network stays the same. If R is a power of two, even the rounding stays
+the same.
 
 If a weight matrix is multiplied by c and its learning rate by c^2, its relative change per step stays the same. The
 copy is trained twice: with learning rates rescaled in this way, and with the learning rate of the original network

@@ -55,7 +55,7 @@ def answer(collected: Collected) -> str:
     return (
         f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. After training, GSC from a "
         "unit (layer, activation or pooling) to the logits, averaged over runs, is lower than before training in "
-        f"{listed(fallen)}. The largest changes multiply GSC by {listed(farthest)}."
+        f"{listed(fallen)}. The largest change in each network multiplies GSC by {listed(farthest)}."
     )
 
 
@@ -71,7 +71,7 @@ def details(collected: Collected) -> str:
     gsc = 10 ** frame.loc[frame["quantity"] == "gsc", "log10_value"]
     rises = f"rises only in {', '.join(rising)}" if rising else "rises in no unit"
     return (
-        f"From before to after training, log10 GSC, averaged over runs, {rises}. The standard deviation of "
+        f"From step 0 to the end of training, the mean of log10 GSC over runs {rises}. The standard deviation of "
         f"log10 GSC between runs, averaged over units, changes {listed(spread)} during training. All values of GSC lie "
         f"between {gsc.min():.2g} and {gsc.max():.2g}.\n\n"
         f"GSC from every unit to the logits, and the change of log10 GSC:\n\n{_before_after(frame, moved)}"
@@ -238,11 +238,11 @@ rates.
     claims=claims,
     figures=figures,
     captions={
-        "gsc_over_training": "GSC from every unit to the logits during training, as a mean over seeds. Red: GSC above "
-        "1. Blue: GSC below 1.",
+        "gsc_over_training": "GSC from every unit to the logits during training, as a geometric mean over seeds. Red: "
+        "GSC above 1. Blue: GSC below 1.",
         "gsc_before_after": "GSC of every unit to the logits before and after training, one panel per network. Lines "
-        "are means over seeds, bands one standard deviation. The legend gives the growth rate per layer, "
-        "in brackets its 95 % interval, and the verdict.",
+        "are geometric means over seeds, bands one standard deviation of log10 GSC. The legend gives the growth rate "
+        "per layer, in brackets its 95 % interval, and the verdict.",
         "learning": "Training loss and test accuracy of both networks, against the step of training. Lines are means "
         "over seeds, bands one standard deviation. The legend on the right gives the final accuracy.",
         "gradient_norms": "Norm of the gradient of the parameters of every layer during training, for each network. "

@@ -23,12 +23,12 @@ def answer(collected: Collected) -> str:
     before, after = (mean(change(frame, CONVOLUTIONAL, when)).value for when in WHEN)
     images = [claim.holds for claim in of.images(frame)]
     return (
-        f"Convolutions {keep} the symmetry up to rounding (a feature map shifts with the image) under two conditions: "
-        "the map is compared away from the border, and its total stride divides the shift; the symmetry is broken by "
+        f"Convolutions {keep} the symmetry up to rounding (a feature map shifts with the image) away from the border, "
+        "if the shift is a multiple of the total stride of the map; the symmetry is broken by "
         f"{listed(breaks)}. A shift by one pixel changes the output of an AlexNet by {before:.2f} times the distance "
         f"between the outputs for two images at initialization, and by {after:.2f} times this distance after training. "
-        f"We test {len(images)} properties of images whose statistics are the same at all positions; CIFAR-10 is "
-        f"shown to have {images.count(True)} of these {len(images)}."
+        f"We test {len(images)} properties of images whose statistics are the same at all positions: CIFAR-10 is "
+        f"shown to have {images.count(True)} of these {len(images)}, and to lack {images.count(False)}."
     )
 
 
@@ -64,7 +64,8 @@ images. Statistics of CIFAR-10 depend on the position, so a network may use the 
     method=f"""
 **Gradients by hand.** `experiments/studies/convolution/backpropagation.py` implements convolution and pooling in NumPy.
 Let a layer have input X, kernel W, output Y, stride s, dilation d and padding p. L is the loss, and G = dL/dY. G' is G
-with s - 1 zeros between neighboring entries. The gradients of L are:
+with s - 1 zeros between neighboring entries. The indices are n for images, c for input channels, k for output channels,
+and (u, v), (i, j) and (y, x) for positions in W, Y and X. The gradients of L are:
 
 - kernel: dL/dW[k, c, u, v] = sum over n, i, j of G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p];
 - input: dL/dX[n, c, y, x] = sum over k, u, v of W[k, c, u, v] G'[n, k, y + p - u d, x + p - v d];
@@ -82,8 +83,8 @@ positions. The relative error of the map is sqrt(sum |f(T x) - T' f(x)|^2 / sum 
 positions. Each x is a mosaic of four images, because late maps see a window larger than one image. Positions that
 depend on the border or on pixels that the shift brings in are left out.
 
-The error at the border is measured with a circular shift. The total stride of every map divides this shift, so only
-zero padding can break the symmetry.
+The error at the border is measured with a circular shift by a multiple of the total stride of every map. So only zero
+padding can break the symmetry.
 
 **Invariance.** The output f(x) is the vector of logits for an image x, and T shifts the image. Pixels missing at the
 border are filled by reflection. The *change* of the output is |f(T x) - f(x)|. The *distance* is |f(x) - f(x')| for
@@ -91,7 +92,8 @@ another image x'. Both are root mean squares over images, divided by the root me
 change* is the change divided by the distance.
 
 For the effect of **pooling**, f(x) is not the output but a map after the first or second ReLU: the full map, every
-second pixel of every second row, or the map after 2 x 2 max or average pooling.
+second pixel of every second row, or the map after 2 x 2 max or average pooling. In claims, the relative change of
+a pooled map is the geometric mean of four values: after each of the two ReLUs, before and after training.
 
 **Networks.** AlexNet B has four 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. The
 fully connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
@@ -103,7 +105,7 @@ statistics are the same at all positions. We measure how much the mean and the v
 positions. In stationary images, the covariance of two pixels depends only on the displacement between them. We take the
 covariances of all pairs of pixels and measure which fraction of their variance the displacement explains. We do the
 same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
-positions is divided by 1 - r.
+positions is divided by 1 - (mean of r).
 
 A statistic of a pixel or of a pair of pixels has a sampling error, which would enlarge its variance over positions or
 pairs. So the deviation of the statistic from its mean over positions or pairs is estimated twice, once from each half
@@ -115,9 +117,9 @@ Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in
 images and the order of training images. Intervals of the claims that training makes maps more equivariant are
 simultaneous (Bonferroni). Different seeds share part of the images for the statistics of pixels, so the intervals of
 these statistics may be too narrow. Training is short, so the accuracy is much lower than the network could reach. The
-exploratory claims, and the division by 1 - r for neighbors, were chosen after a first look at the data. The reference
-results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG compresses blocks of 8 x 8 pixels, which may make
-statistics depend on the position.
+exploratory claims, and the division by 1 - (mean of r) for neighbors, were chosen after a first look at the data. The
+reference results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG compresses blocks of 8 x 8 pixels, which
+may make statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,

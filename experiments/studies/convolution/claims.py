@@ -147,6 +147,7 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
     says = "Exploratory: training increases the distance between outputs more than it lowers the change under a shift"
+    says += " (as factors)"
     because = f"product of the factors by which training multiplies distance and change: {found}; claimed: above 1"
     return Claim(says, found.above(1), because)
 
@@ -163,9 +164,9 @@ def images(frame: pd.DataFrame) -> list[Claim]:
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
-        because = f"fraction of the variance of {name}s over pairs of pixels that the displacement explains: {found}; "
-        because += f"required: above {EXPLAINED:g}"
+        because = f"of the variance of the {name} over pairs of pixels, the displacement explains a fraction of "
+        because += f"{found}; required: above {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
-    because = f"{spread} correlation r of neighbors{divided} 1 - r: {found}; {same}"
+    because = f"{spread} correlation r of neighbors{divided} 1 - (mean of r): {found}; {same}"
     return [*made, Claim("Neighboring pixels have the same correlation at all positions", found.below(SMALL), because)]

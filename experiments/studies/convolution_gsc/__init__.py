@@ -69,8 +69,9 @@ STUDY = Study(
     question="What do stride, padding and pooling do to the gradients of a convolutional network?",
     use="""
 You can choose stride and padding without considering gradients, because both hardly change GSC at initialization.
-Max pooling lowers GSC, and average pooling lowers GSC much more. A random change of a map has different signs at the
-pixels of a window, so averaging cancels most of this change.
+Max pooling lowers GSC, and average pooling lowers GSC much more. At the pixels of a window, the values of a map are
+similar, but a random change of the map has different signs. So averaging cancels most of the change, and less of the
+map.
 """,
     method=f"""
 A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} convolutions of size 3 x 3 with ReLU,
@@ -80,7 +81,8 @@ probes. We compare stacks with equal weights:
 
 - **circular**: stride 1, no pooling, and circular padding, which joins opposite borders to a torus. This stack is the
   **reference**.
-- **valid**, **reflect** and **zeros**: as the reference, but without padding, with mirrored or with zero padding.
+- **valid**, **reflect**, **zeros**: as the reference, but without padding (valid), with mirrored padding (reflect) or
+  with zero padding (zeros).
 - **strided**: as the reference, but the first convolution of every stage has stride 2.
 - **max**, **average**: as the reference, with 2 x 2 pooling at the end of every stage.
 

@@ -79,9 +79,8 @@ def details(collected: Collected) -> str:
         parts.append(f"The signal that is most often first is {names}, in {first.max()} runs that fail.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            "No claim is made about signals that never fired. These signals, named as in the method, are: "
-            f"{decide.names_in_words(silent)}. The largest GSC at step 0 is "
-            f"10^{alarms.table['log10_gsc_at_start'].max():.1f}."
+            f"No claim is made about the signals of the method that never fired: {decide.names_in_words(silent)}. "
+            f"The largest GSC of all runs at step 0 is 10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
         parts.append('The signal "loss jump" tests the same number as the failure: the loss.')
@@ -148,8 +147,8 @@ classes gives the loss ln 10. **Controls** are the runs that do not fail. A cont
 below {LEARNED / GUESSING:g} ln 10.
 
 Thresholds of **signals** are those of `gs.Monitor` or were fixed before the runs. The *recent median* of a quantity is
-its median over the previous {RECENT} steps, or over all previous steps if there are fewer. It needs at least {FEWEST}
-of them. Each signal fires under one condition:
+its median over the previous {RECENT} steps, or over all previous steps if there are fewer. In the first {FEWEST} steps
+of a run, there is no recent median, so no jump can fire. Each signal fires under one condition:
 
 {SIGNALS}
 
@@ -174,8 +173,8 @@ to be too narrow. The intervals cover only these networks and learning rates.
 We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the last
 step of a run are not seen. A run that fails within {FEWEST} steps cannot show a jump, because a recent median needs
 {FEWEST} steps. Which signals are reliable was not tested again on new runs. The networks with the largest GSC at step 0
-have normalization, which also limits the effect of a large update. The data cannot separate the effects of GSC and
-normalization.
+have normalization, which also limits the effect of a large update. So the data cannot show whether GSC or normalization
+decides which networks fail.
 """,
     claims=claims,
     figures=figures,
@@ -186,7 +185,7 @@ normalization.
         "with equal values are shifted vertically. The diamond below the dots is their median, and the bar is its 95 % "
         "interval. There is no bar for fewer than six dots.",
         "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires when its curve is above "
-        "1.",
+        "1. The run fails when the curve of the loss is above 1.",
         "failures": "Percentage of runs that fail, by network and peak learning rate. Networks are sorted by GSC at "
         "step 0.",
     },

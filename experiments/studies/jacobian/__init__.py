@@ -74,8 +74,9 @@ def answer(collected: Collected) -> str:
     few = [model for model in GAUSSIAN if _few(frame, model).holds and _most_collapse(frame, model).holds]
     return (
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
-        f"network: its error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. The network "
-        f"scales small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. In "
+        "network: the absolute error of this approximation grows like the step size to the power "
+        f"{1 + numbers.slope(frame).value:.2f}. The network scales small areas by |det J|, up to a relative error of "
+        f"{numbers.area_error(frame).value:.1g}. In "
         f"{len(few)} of {len(GAUSSIAN)} deep networks with Gaussian weights ({listed(few)}), a few singular values "
         "dominate the norm of J and most others shrink with depth, so the norm alone does not describe J."
     )
@@ -159,8 +160,8 @@ look at both norm and effective rank: the norm can be stable although nearly all
 {PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. We measure two numbers for steps h from
 {STEPS[0]:g} to {STEPS[-1]:g}:
 
-- the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} directions u. This
-  error is proportional to h if J is the derivative;
+- the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} random unit
+  vectors u. This error is proportional to h if J is the derivative;
 - the area of the image of a square of side h, divided by h^2. For small h, this ratio tends to |det J|.
 
 **Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three networks have
@@ -176,10 +177,10 @@ values s_i of the Jacobian J from the input to every layer:
   s_i is not zero. If the effective rank is below {FEW:g} n, we say that few directions carry the norm.
 
 Changes per layer of ln qm(J) and of mean log singular values are averaged over the half of the layers farther from the
-input. qm(J), or a geometric mean of singular values, **explodes** if its square grows by a factor of more than
-{STABLE_SQUARE:g} per layer. It **vanishes** or **collapses** if its square shrinks by a factor of more than
-{STABLE_SQUARE:g} per layer. Its logarithm then changes by more than ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f} per layer.
-The volume collapses or explodes if the geometric mean |det J|^(1/n) does.
+input. qm(J) **explodes** if its square grows by a factor of more than {STABLE_SQUARE:g} per layer, and **vanishes** if
+its square shrinks by a factor of more than {STABLE_SQUARE:g} per layer. In both cases, ln qm(J) changes by more than
+ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f} per layer. A geometric mean of singular values explodes or **collapses** at the
+same limits. The volume explodes or collapses if the geometric mean |det J|^(1/n) does.
 
 In the linear network, each layer is a Gaussian n x n matrix W with entries of variance 1 / n. We expect that a layer
 changes ln|det J| / n by the mean of ln|det W| / n, which is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
@@ -197,8 +198,8 @@ All layers are square. Normalization and ReLU are left out, because they make J 
     captions={
         "grid": "Image of a grid of the plane under a tanh network (blue), and under its linearization "
         "at the center (orange).",
-        "steps": "Errors of the linearization against the step size h, one curve per initialization. Left: error of "
-        "the output. Right: relative difference between the scaling of areas and |det J|.",
+        "steps": "Errors of the linearization against the step size h, one curve per initialization. Left: "
+        "relative error of the linearization. Right: relative difference between the scaling of areas and |det J|.",
         "volume": "Singular values of the Jacobian from the input to each layer. Top: logarithms of three means "
         "(quadratic, geometric, and geometric without the largest tenth); some curves coincide. Bottom: effective "
         "rank. Bands are 95 % intervals over seeds.",

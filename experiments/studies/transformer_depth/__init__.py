@@ -68,7 +68,7 @@ def details(collected: Collected) -> str:
         for scale in (UNIT, SCALED)
         for norm in NORMS
     ]  # fmt: skip
-    header = ["norm", "residual scale", *(f"depth {depth}" for depth in DEPTHS)]
+    header = ["norm", "scale of residual weights", *(f"depth {depth}" for depth in DEPTHS)]
     return f"log10 GSC from the embedding to the logits:\n\n{table(header, rows)}"
 
 

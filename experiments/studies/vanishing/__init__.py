@@ -38,7 +38,7 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "A chain of L sigmoids with weight 1 multiplies a gradient by 4^-L or less",
             chains.excess(frame, plain) <= CHAIN_ROUNDING,
-            f"factor over {chains.UNITS} units: 10^{chains.last(frame, 'log10_chain', plain):.2f}; bound: "
+            f"factor over {chains.UNITS} units: 10^{chains.last(frame, 'log10_chain', plain):.2f}; upper bound: "
             f"10^{chains.last(frame, 'log10_chain_bound', plain):.2f}",
             identity=True,
         ),
@@ -50,7 +50,7 @@ def claims(collected: Collected) -> list[Claim]:
         ),
         _quarter(frame),
         Claim(
-            "GSC, which does not change if a layer is multiplied by a constant, also vanishes in a sigmoid network",
+            "GSC, which does not depend on the scale of the outputs of a layer, also vanishes in a sigmoid network",
             steady["verdict"] == "vanishing",
             f"growth rate of GSC per layer: {measured(steady['rate'], steady['rate_low'], steady['rate_high'])}, "
             f"verdict: {steady['verdict']}; vanishing: below {1 - MARGIN:g}",
@@ -89,7 +89,7 @@ def details(collected: Collected) -> str:
 def _quarter(frame: pd.DataFrame) -> Claim:
     factor = numbers.rate(frame, *SIGMOID)
     says = "In a sigmoid network, the gradient norm shrinks to a quarter or less per layer, on average over layers"
-    because = f"factor per layer: {factor}; mean field: {numbers.in_theory(1):.4f}; bound: {SLOPE:g}"
+    because = f"factor per layer: {factor}; mean field: {numbers.in_theory(1):.4f}; upper bound: {SLOPE:g}"
     return Claim(says, factor.below(SLOPE), because)
 
 
@@ -113,7 +113,7 @@ def _larger(frame: pd.DataFrame, scale: int) -> Claim:
     return Claim(
         f"With weight variance {scale**2} / n, the gradient norm of a sigmoid network {says}",
         factor.above(least),
-        f"factor per layer: {factor}; mean field: {numbers.in_theory(scale):.3f}; bound by the slope: "
+        f"factor per layer: {factor}; mean field: {numbers.in_theory(scale):.3f}; upper bound (from the slope): "
         f"{scale * SLOPE:g}",
     )
 
@@ -173,10 +173,10 @@ Larger weights raise this bound. So we also multiply the hidden weights of the s
 does not hold: normalization divides by a standard deviation, which can be small.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer are
-simultaneous (Bonferroni) over the {len(NETWORKS)} networks. For the sigmoid network with multiplied weights, they are
-simultaneous over its {len(SCALES)} weight variances. All networks are at initialization, have no biases, and have the
-same depth and width.
+Intervals are 95 % Student's t intervals over initializations, computed for logarithms. Intervals of factors per layer
+are simultaneous (Bonferroni) over the {len(NETWORKS)} networks. For the sigmoid network with multiplied weights, they
+are simultaneous over its {len(SCALES)} weight variances. All networks are at initialization, have no biases, and have
+the same depth and width.
 """,
     claims=claims,
     figures=figures.draw,
