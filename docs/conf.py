@@ -80,6 +80,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "within_subsection_order": "FileNameSortKey",
     "remove_config_comments": True,
+    "default_thumb_file": str(ROOT / "docs/_static/text.png"),
     "min_reported_time": 5,
     "show_memory": False,
     "show_signature": False,

@@ -9,6 +9,7 @@ changes whose terms still matter.
 
 import copy
 
+import matplotlib.pyplot as plt
 import torch
 
 import gradscope as gs
@@ -18,6 +19,7 @@ options = {"depth": 8, "width": 24, "activation": "relu", "norm": "layer", "out_
 x = torch.randn(96, 24, generator=generator)
 y = (x[:, 0] + x[:, 1] * x[:, 2]).clamp(-1, 1).round().long() + 1
 
+figure, ax = plt.subplots()
 for residual in ("none", "identity"):
     model = gs.models.MLP(**options, residual=residual, generator=generator)
     before = copy.deepcopy(model)
@@ -26,4 +28,9 @@ for residual in ("none", "identity"):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
-    print(f"residual={residual}:", gs.effective_depth(model, x[:16], initial=before))
+    depth = gs.effective_depth(model, x[:16], initial=before)
+    print(f"residual={residual}:", depth)
+    ax.plot(depth.log10_values, "o-", label=f"residual={residual}")
+ax.set(xlabel="number of changed layers in a term", ylabel="log10 of the share of these terms")
+ax.legend()
+plt.show()

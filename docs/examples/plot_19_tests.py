@@ -10,6 +10,7 @@ does not change GSC, although outputs and raw gradients may overflow. So test th
 other)``. If its ``forward`` adds tensors, mark each sum: ``x = gs.tap(x + f(x), "sum")``.
 """
 
+import matplotlib.pyplot as plt
 import torch
 
 import gradscope as gs
@@ -41,3 +42,9 @@ try:
     assert_growth(model, x, low=0.8, high=1.25)
 except AssertionError as error:
     print(error)
+
+# %%
+# A figure shows where GSC grows.
+
+gs.gsc(model, x).plot()
+plt.show()
