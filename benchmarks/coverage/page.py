@@ -38,9 +38,9 @@ the share of verdicts that are decided but differ from the verdict for the true 
 
 {architectures}
 
-The median width over all cells is {width:.2f} times the ideal one. The coverage is below 93 % in {below} of {cells}
-cells. If every interval held with probability 95 %, chance alone would put about {expected:.0f} cells below 93 %. A
-binomial test (level 1 %) shows a true coverage below 93 % only here: {named}.
+The median width over all cells is {width:.2f} times the ideal one. The measured coverage is below 93 % in {below} of
+{cells} cells. If every interval contained the true rate with probability 95 %, chance alone would put about
+{expected:.0f} cells below 93 %. A binomial test (level 1 %) shows a true coverage below 93 % only here: {named}.
 
 The interval averages over several models of log GSC. Their prior [weights](../../docs/glossary.md#coefficients) were
 chosen on simulated random walks and on networks of width 50. Some definitions changed after results had been seen.
@@ -64,7 +64,7 @@ ideal one at the smallest ratio.
 
 Three other sets of prior weights were tried on the first 48 networks of each kind. With them, the median width of
 intervals fell by up to 6 %, but the coverage of ReLU networks with batch normalization fell by up to 2 percentage
-points. Groups of eight networks need no prior weights: their interval rests on the spread between networks, and not on
+points. For groups of eight networks, the width of the interval comes from the spread between the networks, and not from
 a model of log GSC.
 
 If all networks of a group have the same decided verdict, the group must have this verdict, too. Among 1,000 random
@@ -73,10 +73,10 @@ group.
 
 ## How often is each verdict given?
 
-The rate of a network is measured, so a true rate such as 1.01 cannot be chosen. Therefore a straight line was added to
-the measured curves of log GSC against depth. (These curves come from exact Jacobians.) All curves of one kind of
-network got the same line. Its slope makes the rate of all these networks together equal to the true rate in the first
-column. The table has means over the 54 kinds of networks; [characteristics.csv](characteristics.csv) has each kind.
+The networks cannot be built with a given rate, such as 1.01. Therefore a straight line was added to the measured curves
+of log GSC against depth. (These curves come from exact Jacobians.) All curves of one kind of network got the same line.
+Its slope was chosen so that the rate of all these networks together is the true rate in the first column. The table has
+means over the 54 kinds of networks; [characteristics.csv](characteristics.csv) has each kind.
 
 {characteristics}
 
