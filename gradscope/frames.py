@@ -288,7 +288,7 @@ def notebook(text: str, table: pd.DataFrame) -> str:
 
 @checked
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return each run's rows with the target nearest the output.  A run's rows are equal in all additional columns.
+    """Return, for each run, the rows with the target nearest the output.  Additional columns tell runs apart.
 
     >>> to_last_target(observed("gsc", [1.0, 2.0], layer=["a", "b"], index=[1, 2]))["layer"].tolist()
     ['b']

@@ -73,7 +73,8 @@ class LinearOperator:
         """Return the ``k`` largest singular values in descending order, in float64; by default all min(m, n).
 
         Cost: that of `dense` and an SVD.  If min(m, n) > 500 and k < min(m, n) / 10, Lanczos iterations are used
-        instead.  They need about 10 k products with A and A^T for a relative error of 1e-10.
+        instead, with a tolerance of 1e-10.  Closer singular values need more products with A and A^T:
+        for a Gaussian 2000 x 2000 matrix, about 320 of each if k = 5, and 530 of each if k = 50.
 
         Raises:
             ValueError: ``k`` is not an integer from 1 to min(m, n).

@@ -72,12 +72,13 @@ def compare(
             frame such as `gradscope.meanfield.Transformer.gsc` returns.  Layers with a measured GSC outside of the band
             deviate.
 
-    Cost: 4 m forward passes and m backward passes.  Here m is the number of siblings, or 13 if there are more.  For
-    perceptrons, the cost of `gradscope.gsc` is added.
+    Cost: about 4 m forward passes and m backward passes.  Here m is the size of the largest group of siblings, but at
+    most 13.  For perceptrons, and with ``prediction``, the cost of `gradscope.gsc` is added.
 
     Raises:
         UnreadableError: Theory does not cover the network, but is needed, because ``expected`` has an
-            "initialization" or no four layers are siblings.  The message names the unsupported part of the network.
+            "initialization", or fewer than four layers have the same class and shape.  The message names the
+            unsupported part of the network.
         ValueError: ``expected`` has an unknown key or an invalid value, or ``prediction`` does not fit the network.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.

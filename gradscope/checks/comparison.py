@@ -28,7 +28,8 @@ class Comparison:
     - ``deviations``: deviations of layers, the strongest first; see `gradscope.checks.siblings.Deviation`.
     - ``judged``: layers that were compared with similar layers (siblings).
     - ``unreadable``: why theory does not cover the network, or "".
-    - ``band``: if `compare` got a ``prediction``, measured and predicted log10 GSC by layer, with the ends of the band.
+    - ``band``: if `compare` got a ``prediction``, a frame with the measured and the predicted log10 GSC of each layer,
+      and the lower and upper end of the prediction.
 
     The other fields hold the comparison with theory.  They are None or empty if theory does not cover the network.
     ``profile``: the measured GSC.  ``prediction``: theory for the expected initialization.  ``layers``: names in
@@ -37,9 +38,9 @@ class Comparison:
 
     - ``z_length`` compares the mean square of the pre-activations with theory.  Theory predicts it from the mean square
       measured in the layer before, so a wrong layer does not change the z-scores of later layers.
-    - ``z_growth`` compares the increment of ln GSC across the layer with theory.  Theory predicts it from the measured
-      mean square.  The unit of ``z_growth`` is a robust standard deviation of the difference between measurement and
-      theory over the layers (`gradscope.checks.levels.scale`).
+    - ``z_growth`` compares the increment of ln GSC across the layer with theory.  Theory predicts this increment from
+      the mean square measured in the layer before.  Let d be measurement minus theory.  ``z_growth`` is d minus its
+      median over the layers, divided by the robust standard deviation of d (`gradscope.checks.levels.scale`).
     - ``z_weight`` compares the logarithms of the measured and the expected weight variance.
 
     >>> import torch
@@ -92,8 +93,8 @@ class Comparison:
         """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores.
 
         The column ``deviation`` describes the strongest deviation of the layer, or is "".  If theory does not cover the
-        network, only ``layer`` and ``deviation`` exist.  If `compare` got a ``prediction``, the other columns are those
-        of ``band``.
+        network, only ``layer`` and ``deviation`` exist.  If `compare` got a ``prediction``, the columns are
+        ``deviation`` and those of the attribute ``band``.
         """
         texts: dict[str, str] = {}
         for deviation in self.deviations:

@@ -48,14 +48,14 @@ class Growth:
     """Growth of GSC (squared convention) with depth: GSC is multiplied by ``rate`` per layer, from the target backward.
 
     ``rate_low``, ``rate_high``: 95 % interval of the rate, for networks of the same architecture and initialization.
-    ``intercept``: c in the fit GSC = c * rate^n for the layer n layers before the target.
+    ``intercept``: c in the fit GSC = c * rate^n of a layer that lies n layers before the target.
 
-    ``verdict``, with m the ``margin``:
+    ``verdict`` compares the interval of the rate with the ``margin`` of `growth`:
 
-    - "exploding": the whole interval lies above 1 + m;
-    - "vanishing": the whole interval lies below 1 - m;
-    - "stable": the whole interval lies between 1 - m and 1 + m;
-    - "undecided": the interval contains 1 - m or 1 + m; ``advice`` says how many networks or layers would decide.
+    - "exploding": the whole interval lies above 1 + margin;
+    - "vanishing": the whole interval lies below 1 - margin;
+    - "stable": the whole interval lies between 1 - margin and 1 + margin;
+    - "undecided": the interval contains 1 - margin or 1 + margin; ``advice`` says how many networks or layers suffice.
 
     Exception: if each of several networks alone has the same verdict, other than "undecided", this is the verdict.
     ``curved``: whether log GSC grows at different rates in the two halves of the network, so that one rate does not

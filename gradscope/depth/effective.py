@@ -54,7 +54,7 @@ class EffectiveDepth:
     - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F for the Jacobian J of the network.  It is 0 if
       all C^lambda have the same direction, and large if they cancel, as when training replaced a unit's function.
     - ``layers``: names of the units in execution order.
-    - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
+    - ``log10_changes``, ``log10_changes_stderr``: log10(|R_l|_F / |I_l|_F) of each unit l, and its error due to probes.
 
     >>> import copy, torch, gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=4, activation="tanh")
@@ -115,7 +115,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        Rows: one per lambda (column ``index``) for both contributions, one for cancellation, one per unit for change.
+        Rows: one per lambda (``index``) for both kinds of contribution, one for cancellation, one per unit for change.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
@@ -153,7 +153,7 @@ def effective_depth(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> EffectiveDepth:
-    """Effective depth: the largest number of layers whose changes by training noticeably multiply in the Jacobian.
+    """Effective depth: largest number of layers whose changes by training have a product that matters in the Jacobian.
 
     Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
     with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +

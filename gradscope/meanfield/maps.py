@@ -167,7 +167,8 @@ class DepthScales:
     - ``gradient``: -1 / ln chi_1, negative if gradients explode, infinite if chi_1 = 1.
     - ``correlations``: xi_c = -1 / ln chi_c, the depth over which the distance of the correlation from c* shrinks by a
       factor of e.  Over this depth, two inputs stay distinguishable.
-    - ``lengths``: the depth over which the distance of the variance from q* shrinks by a factor of e.
+    - ``lengths``: the depth over which the distance of the variance of pre-activations from q* shrinks by a factor
+      of e.
 
     >>> scales = MeanField("tanh", 1.69, bias_variance=0.09).depth_scales()
     >>> round(scales.length, 3), round(scales.chi_1, 3), round(scales.gradient, 1), round(scales.trainable_depth())

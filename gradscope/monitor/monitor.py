@@ -148,8 +148,8 @@ class Monitor:
     def step(self, loss: Tensor | float | None = None, batch: Any = None) -> bool:
         """Call after ``backward()`` and before ``optimizer.step()``; returns whether a scheduled record was taken.
 
-        Checks ``loss`` and gradients every ``check_every`` steps.  If a number is not finite, a second pass on
-        ``batch``, the inputs or the pair (inputs, labels), finds the first faulty layer.
+        Checks ``loss`` and gradients every ``check_every`` steps.  If one of them is not finite, a second pass on
+        ``batch`` finds the first faulty layer.  ``batch`` holds the inputs, or is the pair (inputs, labels).
         """
         self.schedule.arrives()
         number, self.steps = self.steps, self.steps + 1

@@ -170,7 +170,7 @@ class Positions(Profile):
     blocks: Blocks
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame: the rows of `Profile.to_frame`, then one row per block (pair of positions).
+        """Return a tidy frame: the rows of `Profile.to_frame`, then one row per layer and GSC_ts (block).
 
         The quantity of a block is "gsc_by_position".  The columns ``target_position`` and ``source_position`` hold its
         positions.  ``target_position`` is null if ``by`` is "source", and ``source_position`` if ``by`` is "target".
@@ -185,11 +185,13 @@ class Positions(Profile):
 
     @checked
     def lag_profile(self, *, sinks: Count = 1) -> pd.DataFrame:
-        """Return one mean of GSC_ts per lag t - s, without the first source positions, and one mean per such position.
+        """Return means of GSC_ts in each layer: one per lag t - s, without sinks, and one per sink.
+
+        Sinks are the first source positions.
 
         Arguments:
-            sinks: Number of source positions, from 0 on, that are left out of the means by lag.  In many transformers,
-                the first positions receive most of the attention (attention sinks).
+            sinks: Number of first source positions that count as sinks.  In many transformers, the first positions
+                receive most of the attention (attention sinks).
 
         Returns:
             A tidy frame.  "gsc_by_lag" is the mean of all blocks with the lag in the column ``lag``, without sinks.
@@ -221,7 +223,7 @@ class Positions(Profile):
         return importlib.import_module("gradscope.plots").positions(self, ax=ax, **options)
 
     def summary(self) -> str:
-        """Return what ``print`` shows: the profile, the numbers of positions, and the share of zero blocks."""
+        """Return what ``print`` shows: the profile, the numbers of positions, and the share of GSC_ts that are zero."""
         _, rows, columns = self.blocks.log10_values.shape
         sources = self.blocks.log10_values[[name != self.target for name in self.blocks.layers]]
         split = (

@@ -48,7 +48,7 @@ class CoordinateCheck:
     - ``exponents``: one row per axis, layer, quantity and step, in the order in which a training step computes them.
       Columns: ``exponent``, ``stderr``, ``low`` and ``high`` (95 % interval over seeds), ``zero`` (whether the quantity
       is zero in all networks), ``expected``, and ``verdict`` ("agrees", "differs" or "undecided").  The verdict is ""
-      if there is no prediction, or if ``zero``.  Exception: a change that is zero after the last step "differs".
+      if there is no prediction, or if ``zero``.  Exception: a layer that is unchanged after the last step "differs".
     - ``optimizer``: class of the optimizer, or None.
     - ``parametrization``, ``margin``, ``seeds``, ``steps``: the arguments.
 
@@ -176,7 +176,7 @@ def coordinate_check(
     probes: Size = 4,
     progress: Callable[[str], None] | None = None,
 ) -> CoordinateCheck:
-    """Return the exponents with which activations, gradients, updates and GSC scale with width or depth, and verdicts.
+    """Measure how activations, gradients, updates and GSC scale with width or depth, and compare with the prediction.
 
     A quantity that is proportional to n^b at width n has the exponent b.  Networks of several widths are trained for a
     few steps on one batch, and b is compared with the prediction of a parametrization.  A parametrization is a rule,

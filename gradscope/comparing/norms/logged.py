@@ -128,8 +128,8 @@ def check_norm(
         model: Any module with gradients, also wrapped or sharded.
         logged: The number that this process logs: a float, or a tensor with one entry.  For a DTensor, its
             ``full_tensor()`` is used.  None in processes that log nothing.
-        scaler: The ``GradScaler``, if there is one.  If ``scaler.unscale_`` was not yet called in this step, g is
-            ``.grad`` divided by the scale.
+        scaler: The ``GradScaler``, if there is one.  If ``scaler.unscale_`` was not yet called in this step,
+            the gradient g is ``.grad`` divided by the scale.
         max_norm: The largest norm, if the training clips.
         rtol: Largest relative difference of numbers that are taken as equal.  A number from a log has few digits: for
             0.225, give 0.003.  Default: 4e-6, for sums in float32, plus the machine epsilon of the gradient's dtype.
@@ -139,7 +139,7 @@ def check_norm(
         tried only if the probability that one of them equals a random number is below 1 %.
 
     Raises:
-        ValueError: There is no gradient, it holds NaN or Inf, no process gave a number, a number is invalid, or a
+        ValueError: There is no gradient, it holds NaN or Inf, ``logged`` is invalid or None in all processes, or a
             parameter that is no DTensor differs between processes.
 
     >>> import math, torch, gradscope as gs
