@@ -25,7 +25,8 @@ print("predicted:", round(gs.meanfield.gsc_rate("tanh", "layer"), 4))
 print(gs.compare(model, x))
 
 # %%
-# In theory, the growth rate depends on the activation alone if layer normalization fixes the lengths.
+# In theory, the growth rate depends on the activation alone if layer normalization fixes the length of the
+# pre-activations.
 
 rates = {name: gs.meanfield.gsc_rate(name, "layer") for name in ("relu", "gelu", "silu", "tanh", "selu", "sigmoid")}
 for name, rate in rates.items():

@@ -25,7 +25,7 @@ gs.plots.positions(found, layers="embedding")
 plt.show()
 
 # %%
-# *GSC from each position of the embedding to each position of the last block.*
+# *GSC from each position of the embedding to each position of the last transformer block.*
 
 # %%
 # The lag profile is the mean over all blocks with the same lag t - s.
@@ -34,5 +34,6 @@ gs.plots.positions(found.lag_profile())
 plt.show()
 
 # %%
-# *Mean GSC of a block against the lag, with 95 % intervals; one curve per layer.  The curves leave out all blocks whose
-# source is the first position.  The circle of each layer, left of the curves, is the mean of the blocks left out.*
+# *Mean GSC from position s of a layer to position t of the target, against the lag t - s, with 95 % intervals; one
+# curve per layer.  The curves leave out all blocks whose source s is the first position.  The circle of each layer,
+# left of the curves, is the mean of the blocks left out.*

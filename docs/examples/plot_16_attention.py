@@ -24,8 +24,8 @@ heads = gs.attention(model, tokens)
 print(heads)
 
 # %%
-# The relative entropy is the entropy of the attention weights divided by ln n, for n visible keys.  It is 1 for uniform
-# attention, and 0 for attention to a single key.
+# The relative attention entropy is the entropy of the attention weights divided by ln n, for n visible keys.  It is 1
+# for uniform attention, and 0 for attention to a single key.
 
 heads.plot()
 plt.show()

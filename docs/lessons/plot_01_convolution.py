@@ -53,9 +53,10 @@ print("output:", tuple(by_hand.shape))
 # Equivariance and invariance
 # ---------------------------
 #
-# Let :math:`T` shift an image by :math:`t` pixels. A map :math:`f` is **equivariant** if its
-# output moves with the image: :math:`f(Tx) = T'f(x)`, where :math:`T'` shifts the output by
-# :math:`t/s` pixels. A map is **invariant** if its output stays the same: :math:`f(Tx) = f(x)`.
+# Let :math:`T` shift an image by :math:`t` pixels. A map :math:`f` is **equivariant** if its output
+# moves with the image: :math:`f(Tx) = T'f(x)`, where :math:`T'` shifts the output by :math:`t/s`
+# pixels, and :math:`s` is the stride. A map is **invariant** if its output stays the same:
+# :math:`f(Tx) = f(x)`.
 #
 # The experiment shifts a smooth random image and measures the relative error :math:`\|f(Tx) -
 # T'f(x)\| / \|T'f(x)\|`. Opposite borders of the image are joined (circular padding), so the

@@ -132,9 +132,9 @@ assert per_layer < 1.1 * math.sqrt(WEIGHT_VARIANCE) / 4
 
 # %%
 # The :doc:`study of vanishing gradients </docs/studies/vanishing>` measures sigmoid networks with
-# variance :math:`1/n`: per layer, the norm of the gradient is multiplied by 0.2358 (95 % interval
-# 0.2332 to 0.2385, over 8 networks). The slope is not all that matters: with larger weights or
-# normalization, the gradient can keep its size, or even explode.
+# weights of variance :math:`1/n`: per layer, the norm of the gradient is multiplied by 0.2358 (95 %
+# interval 0.2332 to 0.2385, over 8 networks). The slope is not all that matters: with larger weights
+# or normalization, the gradient can keep its size, or even explode.
 #
 # Exercises
 # ---------

@@ -46,8 +46,8 @@ print(f"factor per layer, from the last to the second layer: {(norms[1] / norms[
 
 # %%
 # In the :doc:`study of vanishing gradients </docs/studies/vanishing>`, the norm of the gradient is
-# multiplied by 1.235 per layer (95 % interval 1.224 to 1.246), for the same architecture at width
-# 100.
+# multiplied by 1.235 per layer toward the input (95 % interval 1.224 to 1.246), for the same
+# architecture at width 100.
 #
 # Training that explodes
 # ----------------------

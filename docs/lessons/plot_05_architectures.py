@@ -118,8 +118,8 @@ print("last layer:", table.round(3).to_string(), sep="\n")
 # architectures </docs/studies/architectures>` repeats this with eight initializations. It finds
 # growth rates of 1.469 for relu+batch, 1.210 for tanh+batch, 1.188 for tanh+layer and 1.077 for
 # selu. The rate of tanh is 1.004, and the verdicts of relu and relu+layer are undecided. In the
-# study, the last layer of relu and of tanh is nearly linear. It is undecided whether that of
-# relu+layer is. The last layers of the exploding networks stay nonlinear.
+# study, the last layer of relu and of tanh is nearly linear. It is undecided whether the last
+# layer of relu+layer is. The last layers of the exploding networks stay nonlinear.
 #
 # This does not mean that a network is either exploding or linear. Many nearly linear layers can
 # form a function that is far from linear. In the study, relu+layer is not shown to explode, but as

@@ -71,7 +71,7 @@ ax.legend()
 plt.show()
 
 # %%
-# *Growth of GSC per block minus 1, against the dilution. Bars are 95 % intervals. The dashed line
+# *Growth of GSC per block, minus 1, against the dilution. Bars are 95 % intervals. The dashed line
 # is the law of dilution with the mean-field value of r.*
 
 for k, found, expected in zip(DILUTIONS, rates, law, strict=True):

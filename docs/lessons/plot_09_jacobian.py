@@ -146,8 +146,9 @@ ax.legend(fontsize="small")
 plt.show()
 
 # %%
-# *Means of the singular values of the Jacobian from the input to each layer, for linear networks
-# with Gaussian and with orthogonal weights. The dotted line is the expected geometric mean.*
+# *Quadratic and geometric mean of the singular values of the Jacobian from the input to each layer,
+# for linear networks with Gaussian and with orthogonal weights. The dotted line is the expected
+# geometric mean for Gaussian weights.*
 
 print(f"geometric mean, ln per layer: {geometric[-1] / LAYERS:.3f}; expected: {expected:.4f}")
 print(f"effective rank at the last layer: Gaussian {rank:.1f}, orthogonal {full_rank:.1f}, of {WIDTH}")

@@ -89,8 +89,8 @@ axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower c
 plt.show()
 
 # %%
-# *GSC from five layers to the logits during training on CIFAR-10 (recompressed), means over three
-# runs.*
+# *GSC from five layers to the logits during training on CIFAR-10 (images recompressed as JPEG), means
+# over three runs.*
 
 first, last = gsc["step"].min(), gsc["step"].max()
 units = gsc[(gsc["depth_from_output"] > 0) & gsc["step"].isin([first, last])]
