@@ -244,8 +244,8 @@ effective depths are exact.
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. The intervals of all claims of one kind, for example about growth during training, are
-simultaneous (Bonferroni). The smallest share that counts, {TOLERANCES[0]:g}, is a convention. The table also has
-effective depths for a larger smallest share. Wider networks or longer training may give other numbers.
+simultaneous (Bonferroni). The lower limit of the share that counts, {TOLERANCES[0]:g}, is a convention. The table also
+has effective depths for a larger limit. Wider networks or longer training may give other numbers.
 """,
     claims=claims,
     answer=answer,
