@@ -81,9 +81,12 @@ def details(collected: Collected) -> str:
     again, parts = len(found["selu"].values) - FIRST_SEEDS, []
     if again > 1:
         later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}
-        words = [f"{verdict} for the {size}" for size, verdict in later.items()]
-        seeds = f"{again} seeds were added after the first look at the data. With these seeds alone, the claim that the"
-        parts.append(f"{seeds} log growth rate of GSC in {name('selu')} stays within tolerance is {listed(words)}.")
+        words = [f'"at every {size}" is {verdict}' for size, verdict in later.items()]
+        seeds = (
+            f"{again} seeds were added after the first look at the data. With these seeds alone, the two claims that"
+        )
+        rate = f"the log growth rate of GSC in {name('selu')} stays within tolerance"
+        parts.append(f"{seeds} {rate} have these verdicts: {listed(words)}.")
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
@@ -123,9 +126,9 @@ must lie within the tolerance. Over width, the same definition holds with depth 
 factor of e.
 
 Intervals are 95 % Student's t intervals over initializations. The data were analyzed {LOOKS} times: with the first
-{FIRST_SEEDS} initializations, and with all {{num_seeds}}. For each network, there is one difference for every depth but
-the largest. Their intervals are simultaneous (Bonferroni) over these differences and over both analyses. The same holds
-for the differences over width.
+{FIRST_SEEDS} initializations, and with all {{num_seeds}}. For each network, the log rate at every smaller depth is
+compared with the log rate at the largest depth. The intervals of these differences are simultaneous (Bonferroni) over
+the smaller depths and over both analyses. The same holds for widths.
 
 A rate **depends on the depth** if the log rate changes from the smallest to the largest depth: the interval of this
 change excludes 0, however small the change. The claim is contradicted if the interval contains 0 and lies within the
@@ -141,10 +144,12 @@ a function of 1 / width (least squares), and extrapolate this line to 1 / width 
 Intervals are 95 % Student's t intervals over initializations. The intervals in the table and for infinite width are not
 simultaneous. A first analysis of {FIRST_SEEDS} initializations could not decide whether the SELU network is within
 tolerance at every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log
-rates were compared instead of rates. "All results" gives the verdicts of the added initializations alone. Random probes
-add little error to a rate: far from the output, their noise shifts log GSC of all layers by nearly the same amount, and
-such a shift does not change the rate. The study covers one batch size, which is smaller than every width. With batch
-normalization, a larger batch lowers the rate. In the first and last layers, GSC may grow at another rate.
+rates were compared instead of rates. "All results" gives the verdicts of the added initializations alone.
+
+Random probes add little error to a rate: far from the output, their noise shifts log GSC of all layers by nearly the
+same amount, and such a shift does not change the rate. The study covers one batch size, which is smaller than every
+width. With batch normalization, a larger batch lowers the rate. In the first and last layers, GSC may grow at another
+rate.
 """,
     claims=claims,
     answer=answer,

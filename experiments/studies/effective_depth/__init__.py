@@ -20,7 +20,7 @@ __all__ = ["STUDY", "measure"]
 # Effective depths that differ by at most this number of layers count as equal.
 NEAR = 1.0
 # What an effective depth is, for the answer.
-MEANS = " (largest number of trained layers whose joint contribution counts)"
+MEANS = " (largest number of trained layers whose joint contribution is not negligible)"
 # A network has learned if it classifies this fraction of the test digits correctly.
 LEARNED = 0.5
 # Contributions with a log10 share below this value are not stored.
@@ -47,13 +47,17 @@ def claims(collected: Collected) -> list[Claim]:
         found, layers = mean(runs.final(key), num), runs.layers(key)
         says = f"{name(key)}: the effective depth is below half the number of layers"
         made.append(
-            Claim(says, found.below(layers / 2), f"effective depth: {found} of {layers} layers; half: {layers / 2:g}")
+            Claim(
+                says,
+                found.below(layers / 2),
+                f"effective depth: {found} of {_counted(runs, key)}; half: {layers / 2:g}",
+            )
         )
     for key in runs.shallow:  # every run must agree, so there is no interval
         values, layers = runs.final(key), runs.layers(key)
         reached = listed(sorted(values.astype(int).unique()), "or")
-        because = f"effective depth of single runs: {reached} of {layers} layers"
-        says = f"{name(key)}: the effective depth equals the number of layers in every run"
+        because = f"effective depth of single runs: {reached} of {_counted(runs, key)}"
+        says = f"{name(key)}: in every run, the effective depth equals the number of layers ({layers} {_with(key)})"
         made.append(Claim(says, bool((values == layers).all()), because))
     for key in runs.deep:
         depths = runs.by_seed(key, tolerance=TOLERANCES[0])
@@ -75,10 +79,20 @@ def claims(collected: Collected) -> list[Claim]:
         found, layers = mean(runs.replaceable(key), num), runs.layers(key)
         says = f"{name(key)}: a first-order expansion can replace more than half of the layers"
         because = (
-            f"layers replaced while the loss rises by at most {SUFFERS:g}: {found} of {layers}; half: {layers / 2:g}"
+            f"layers replaced while the loss rises by at most {SUFFERS:g}: {found} of {_counted(runs, key)}; half: "
+            f"{layers / 2:g}"
         )
         made.append(Claim(says, found.above(layers / 2), because))
     return [*made, _independent(runs), _together(runs), _certain(runs)]
+
+
+def _with(key: Key) -> str:
+    """Which layers the number of layers includes besides hidden layers or blocks."""
+    return "including the head" if key[2] == "none" else "including the stem and the head"
+
+
+def _counted(runs: Runs, key: Key) -> str:
+    return f"{runs.layers(key)} layers ({_with(key)})"
 
 
 def _independent(runs: Runs) -> Claim:
@@ -91,9 +105,9 @@ def _independent(runs: Runs) -> Claim:
     return Claim(
         says,
         all_of(*near.values()),
-        f"effective depth with independent directions minus measured effective depth: farthest from 0 in the network "
-        f'"{name(farthest)}": {found[farthest]}; networks whose whole interval is farther than {NEAR:g} from 0: '
-        f"{outside or 'none'}",
+        f"effective depth with independent directions minus measured effective depth: the difference farthest from 0 "
+        f'is {found[farthest]}, in the network "{name(farthest)}"; networks that contradict the claim, because their '
+        f"whole interval is farther than {NEAR:g} from 0: {outside or 'none'}",
     )
 
 
@@ -104,7 +118,10 @@ def _together(runs: Runs) -> Claim:
         for values in (runs.final, runs.replaceable)
     )
     found = rank_correlation(used, replaced)
-    says = "A network with a larger ratio of effective depth to layers has a smaller fraction of replaceable layers"
+    says = (
+        "A network with a larger ratio of effective depth to number of layers has a smaller fraction of replaceable "
+        "layers"
+    )
     return Claim(
         says,
         found.value < 0 if found.p < 0.05 else None,
@@ -121,8 +138,9 @@ def _certain(runs: Runs) -> Claim:
     return Claim(
         says,
         bool(widths.max() <= 1),
-        f"the effective depth is known exactly in {(widths == 0).sum()} of {len(widths)} runs; widest interval of the "
-        f"effective depth in the other runs: {widths.max():.0f} {'layer' if widths.max() == 1 else 'layers'}",
+        f"the 95 % interval for the estimation error contains only one effective depth in {(widths == 0).sum()} of "
+        f"{len(widths)} runs; largest difference of its two ends in the other runs: {widths.max():.0f} "
+        f"{'layer' if widths.max() == 1 else 'layers'}",
     )
 
 
@@ -164,6 +182,7 @@ def details(collected: Collected) -> str:
         accuracy = f"{100 * mean(runs.final(key, 'test_accuracy')).value:.1f}"
         rows.append([name(key), runs.layers(key), accuracy, *(str(mean(values)) for values in found)])
     columns = (
+        "Numbers of layers include the head and, in residual networks, the stem. "
         f'"For share {TOLERANCES[1]:g}": effective depth if only shares of at least {TOLERANCES[1]:g} count. "If '
         'independent": effective depth that layers with independent directions would have. "Replaceable": largest '
         f"number of last layers that a first-order expansion can replace while the loss rises by at most {SUFFERS:g}."
@@ -187,11 +206,12 @@ have a large effective depth. With skip connections, a first-order expansion can
 more. So the joint effect of training these layers is nearly the sum of the effects of the single layers.
 """,
     method=f"""
-**Residual trick.** Let J_l be the Jacobian of layer l of the trained network. I_l is the Jacobian of the same layer at
-the same input, but with the parameters before training. R_l = J_l - I_l is the change by training. The Jacobian of the
-network is the product of I_l + R_l over all layers. Expand this product. C^k is the sum of all its terms with exactly k
-factors R_l: the **joint contribution** of k trained layers. A recurrence gives C^k: if C^k_l is this sum for the first
-l layers, then `C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
+**Residual trick.** J_l is the Jacobian of layer l of the trained network: the derivative of the layer's output with
+respect to its input. I_l is the Jacobian of the same layer at the same input, but with the parameters before training.
+R_l = J_l - I_l is the change by training. The Jacobian of the network is the product of I_l + R_l over all layers.
+Expand this product. C^k is the sum of all its terms with exactly k factors R_l: the **joint contribution** of k trained
+layers. A recurrence gives C^k: if C^k_l is this sum for the first l layers, then
+`C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)`.
 
 **Effective depth.** The share of C^k is its Frobenius norm divided by the sum of the norms of C^0, C^1, and so on. The
 **effective depth** is the largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The
@@ -208,19 +228,24 @@ the changes of different layers. We report the largest n for which the loss on {
 {SUFFERS:g}.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
-momentum {MOMENTUM:g}. The networks are plain or have skip connections. With skip connections, a block with input f and
-weight matrices V and W computes f + V phi(norm(W f)). Here phi is the activation, and norm is the normalization. Each
-block counts as one layer. Numbers of layers include the linear head and, with skip connections, the linear stem (the
-map before the first block). Each run uses the learning rate with the lowest final
-training loss. Effective depths are computed in float64 on a batch of digits. In networks with batch normalization,
-which couples the samples, they are estimated from {PROBES} random vectors. In other networks they are exact.
+momentum {MOMENTUM:g}. The networks are plain or have skip connections ("residual"). With skip connections, a block with
+input f and weight matrices V and W computes f + V phi(norm(W f)). Here phi is the activation, and norm is the
+normalization.
+
+**Number of layers.** A network of depth d has d hidden layers or, with skip connections, d blocks. Each block counts as
+one layer. The linear head counts as a layer, too. So does the linear stem of residual networks, the map before the
+first block. Therefore the number of layers is d plus one in a plain network, and d plus two in a residual network.
+
+**Training.** For each seed, a network is trained with several learning rates. The run with the lowest final training
+loss is measured. Effective depths are computed in float64 on a batch of digits. Batch normalization couples the
+samples, so with batch normalization, effective depths are estimated from {PROBES} random vectors. In other networks,
+effective depths are exact.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. The intervals of all claims of one kind, for example about growth during training, are
-simultaneous (Bonferroni). The smallest share that counts, {TOLERANCES[0]:g}, is a convention. The table also has
-effective depths for a smallest share of {100 * TOLERANCES[1]:g} %. Wider networks or longer training may give
-other numbers.
+simultaneous (Bonferroni). The lower limit of the share that counts, {TOLERANCES[0]:g}, is a convention. The table also
+has effective depths for a larger limit. Wider networks or longer training may give other numbers.
 """,
     claims=claims,
     answer=answer,

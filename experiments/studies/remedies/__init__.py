@@ -96,9 +96,9 @@ def details(collected: Collected) -> str:
     ]
     orders = (f"{numbers.correlation(b, own, 'nlc').value:.2f} for {NAMES[b]}" for b, own in found.items())
     parts = [
-        f"Remedies with which log10 GSC from input to output is below {LEAST:.2f}, and which keep more than "
-        f"{100 * MOSTLY:.0f} % of the nonlinearity of the outputs: {listed(examples)}. The rank correlation of GSC and "
-        f"NLC, which is not tested, is {listed(orders)}."
+        f"Remedies that lower log10 GSC from input to output below {LEAST:.2f}, and keep more than "
+        f"{100 * MOSTLY:.0f} % of the unchanged network's nonlinearity of the outputs: {listed(examples)}. "
+        f"The rank correlation of GSC and NLC, which is not tested, is {listed(orders)}."
     ]
     for baseline, by_remedy in found.items():
         head = [NAMES[baseline], "log10 GSC, input to output", "rate per layer", "rate in mean field", "not affine",
@@ -157,8 +157,8 @@ def _same_rate(found: Outcomes, baseline: str) -> Claim:
     says = f"{NAMES[baseline]}: fewer and wider layers do not change the rate per layer"
     change = _change(found, baseline, "wider", NONE)
     because = (
-        f"change of the growth rate of GSC per layer: {difference:+}; required: within {EQUAL:.2g} of 0; change of "
-        f"log10 GSC: {change:+} from input to output"
+        f"change of the growth rate of GSC per layer: {difference:+}; required: within {EQUAL:.2g} of 0; from input to "
+        f"output, change of log10 GSC: {change:+}"
     )
     return Claim(says, difference.within(0.0, EQUAL), because)
 
@@ -188,8 +188,8 @@ STUDY = Study(
     answer=answer,
     use="""
 Reduce the depth, add skip connections, or change the initial weights or the normalization. The tables under "All
-results" rank the remedies for each network. Also check the nonlinearity: a network that is only an affine map has GSC
-near 1, but is useless.
+results" rank the remedies for each network. Also check the nonlinearity: a network that is only an affine map can have
+GSC near 1, but is useless.
 """,
     method=f"""
 Three exploding networks have depth {DEPTH}, width {WIDTH} and a linear head with {NUM_OUTPUTS} outputs: tanh with
@@ -198,7 +198,7 @@ normalization ("relu+batch"), and SELU ("selu"). They are measured on {BATCH_SIZ
 {NUM_SEEDS} initializations. Each network is measured unchanged, and with one change at a time (a **remedy**). A remedy
 changes the number of parameters by at most 1 %. The remedies are:
 
-- **wider**: the number of layers is divided by {FEWER}; wider layers keep the number of parameters equal
+- **wider**: the number of layers is divided by {FEWER}, and the layers are widened to keep the number of parameters
 - **residual**: half as many blocks with skip connections as the unchanged network has layers. A block with input f and
   weight matrices V and W computes f + V phi(norm(W f)). Here phi is the activation, and norm is the normalization
 - **batch norm**, **layer norm**, **plain**: batch, layer or no normalization of the pre-activations
@@ -207,12 +207,13 @@ changes the number of parameters by at most 1 %. The remedies are:
 - **orthogonal**: orthogonal initial weights
 - **critical**: Gaussian initial weights of the variance for which [χ₁](../glossary.md#theory) is 1 in mean field
   (arXiv:1611.01232)
-- **looks linear**: initial weights that make a ReLU network linear, without normalization (arXiv:1702.08591)
+- **looks linear**: no normalization, and initial weights that make a ReLU network linear (arXiv:1702.08591)
 - **LSUV**: orthogonal initial weights, scaled until the outputs of each linear map have variance 1 (arXiv:1511.06422,
   `gradscope.initializers.lsuv`)
 
 **Repeated networks.** Mean field describes networks of infinite width, for which only the variance of the weights
-matters. In mean field, some remedies therefore give a network that is already in the study, a **repetition**:
+matters. So in mean field, some remedies give a network that is already in the study. Such a network is a
+**repetition**. The repetitions are:
 
 - tanh (without biases): critical and orthogonal weights have the same variance as lecun weights.
 - relu+batch: batch normalization cancels the scale of the weights, so xavier, orthogonal and LSUV weights change
@@ -221,14 +222,14 @@ matters. In mean field, some remedies therefore give a network that is already i
 
 These networks are marked †. They are compared with the network that they repeat, and not counted as remedies.
 
-**No finding is counted twice.** Three repetitions hold exactly at every width, not only in mean field. They are not
-tested as claims:
+**No finding is counted twice.** Three of these repetitions equal another network at every width, not only in mean
+field. They are not tested as claims:
 
 - tanh: critical and lecun weights have the same distribution.
 - relu+batch: xavier weights are distributed like the unchanged weights times a constant. Batch normalization cancels
-  this constant.
+  this constant, so xavier repeats the unchanged network.
 - relu+batch: LSUV weights are orthogonal weights times a constant for each layer. Batch normalization cancels these
-  constants, too.
+  constants, so LSUV repeats "orthogonal".
 
 If "wider" does not change the rate per layer, it lowers GSC only because there are fewer layers. Then only the equal
 rate is tested as a claim, and not the lower GSC.

@@ -47,16 +47,16 @@ def answer(collected: Collected) -> str:
     """The effect of dilution, the growth with unit skips, and the ResNet."""
     frame = collected.frame
     diluted = [claim.holds for claim in _diluted_by_all(frame)]
-    tests = f"{diluted.count(True)} of {len(diluted)} tests (one for each network and k) support this"
+    tests = f"{diluted.count(True)} of {len(diluted)} tests at width {WIDTH} (one for each network and k) support this"
     slower = [name(branch) for branch in BRANCHES if _by_depth(frame, branch)[1].holds]
     plain, residual = (means.mean(numbers.block_totals(frame, case)) for case in RESNETS)
     lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_resnet(frame)[0].holds]
     return (
-        "If the output of a skip connection is k times as long (Euclidean norm) as that of its branch, the skip "
-        f"divides GSC - 1 of the block by k^2 + 1: {tests} within {100 * TOLERANCE:.0f} %, and {diluted.count(False)} "
-        "contradict it. With skip weight 1, k grows with the depth, and GSC grows more slowly than an exponential of "
-        f"the depth for {listed(slower)}. Skip connections {lowers} the growth of a ResNet: log10 GSC from its first "
-        f"to its last block is {residual} with skips and {plain} without."
+        "If the output of a skip connection is k times as long (Euclidean norm) as the output of the branch of its "
+        f"block, the skip divides GSC - 1 of the block by k^2 + 1: {tests} within {100 * TOLERANCE:.0f} %, and "
+        f"{diluted.count(False)} contradict it. With skip weight 1, k grows with the depth, and GSC grows more slowly "
+        f"than an exponential of the depth for {listed(slower)}. Skip connections {lowers} the growth of a ResNet: "
+        f"over all its blocks, log10 GSC grows by {residual} with skips and {plain} without."
     )
 
 
@@ -81,7 +81,7 @@ def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     ratio = means.mean((rates - 1) / (theory - 1))
     says = f"Without a skip, GSC of {name(branch)} grows as mean field predicts"
     rate = f"growth rate of GSC per block: {means.mean(rates)}; mean field: {theory:.4f}"
-    because = f"{rate}; (rate - 1) measured / predicted: {ratio}; {EQUAL}"
+    because = f"{rate}; measured (rate - 1) / predicted (rate - 1): {ratio}; {EQUAL}"
     return Claim(says, ratio.within(1.0, TOLERANCE), because)
 
 
@@ -141,8 +141,9 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     return Claim(
         f"The law of dilution holds in single blocks of {name(branch)} with {CASES[case]}",
         ratio.within(1.0, TOLERANCE),
-        f"measured sum of (GSC - 1) over the blocks, divided by this sum by the law: {ratio}; {EQUAL}; mean dilution "
-        f"k: {own['dilution'].mean():.2f}; mean GSC r of a branch: {own['branch_gsc'].mean():.3f}",
+        f"sum of measured (GSC - 1) over the blocks, divided by the sum of (GSC - 1) by the law: {ratio}; {EQUAL}; "
+        f"mean measured dilution k: {own['dilution'].mean():.2f}; mean measured GSC r of a branch: "
+        f"{own['branch_gsc'].mean():.3f}",
     )
 
 
@@ -152,8 +153,8 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     return Claim(
         f"In single blocks of relu whose branches end in {end}, GSC is 1, as the law predicts",
         ratio.within(1.0, STEADY),
-        f"GSC of a block, measured / by the law: {ratio}; required: within {100 * STEADY:.0f} % of 1; mean GSC r of a "
-        f"branch: {blocks['branch_gsc'].mean():.3f}",
+        f"measured GSC of a block, divided by GSC by the law: {ratio}; required: within {100 * STEADY:.0f} % of 1; "
+        f"mean measured GSC r of a branch: {blocks['branch_gsc'].mean():.3f}",
     )
 
 
@@ -177,8 +178,8 @@ def _resnet(frame: pd.DataFrame) -> list[Claim]:
         Claim(
             "Skip connections lower the growth of a ResNet",
             means.mean(plain - residual).above(0.0),
-            f"log10 GSC from the first to the last block: {means.mean(plain)} without skips, "
-            f"{means.mean(residual)} with skips",
+            f"growth of log10 GSC over all blocks: {means.mean(plain)} without skips, {means.mean(residual)} with "
+            "skips",
         ),
         Claim(
             "Skip connections lower the growth per block of a ResNet more in the last stage than in the first stage",
@@ -210,16 +211,18 @@ length of its branch. GSC of the branch alone is called r. If skip and branch ar
 GSC of the block is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So
 GSC of the block minus 1 is (r - 1) / (k^2 + 1).
 
-**Constant dilution.** Normalization gives the branches of all blocks the same length. If the skip weight s is below 1,
-k therefore converges to s / sqrt(1 - s^2) over several blocks. We choose s such that this limit is
-{", ".join(DILUTIONS)} (0: no skip). Networks with the largest k are also measured at width {NARROW_WIDTH}. The **rate**
-is the growth factor of GSC per block. By the law, a skip divides rate - 1 by k^2 + 1. So for each seed, we divide
-(rate - 1) (k^2 + 1) with the skip by rate - 1 without a skip. By the law, this ratio is 1. Its mean must be within
-{100 * TOLERANCE:.0f} % of 1.
+**Constant dilution.** Normalization gives the branches of all blocks the same length b. If the skip weight s is below
+1, the length of f_l converges over several blocks to b / sqrt(1 - s^2), because skip and branch are orthogonal. So k
+converges to s / sqrt(1 - s^2). We choose s such that this limit is {", ".join(DILUTIONS)} (0: no skip). Networks with
+the largest k are also measured at width {NARROW_WIDTH}.
 
-**Unit skips** (s = 1). The skip gets longer with every block, and k^2 is proportional to the number of blocks before it
-(the depth). By the law, GSC from the stem therefore grows like a power of the depth, depth^(r - 1), and not like the
-exponential r^depth. We measure two numbers:
+The **rate** is the growth factor of GSC per block. By the law, a skip divides rate - 1 by k^2 + 1. So for each seed, we
+divide (rate - 1) (k^2 + 1) with the skip by rate - 1 without a skip. By the law, this ratio is 1. Its mean must be
+within {100 * TOLERANCE:.0f} % of 1.
+
+**Unit skips** (s = 1). The skip gets longer with every block: k^2 of a block is about the number of blocks before this
+block (the depth). By the law, log GSC therefore grows by about (r - 1) / depth per block. So GSC from the stem grows
+like a power of the depth, depth^(r - 1), and not like the exponential r^depth. We measure two numbers:
 
 - **Late / early growth**: the growth of log GSC per block from block {WINDOW[1]} to block {WINDOW[2]}, divided by the
   growth per block from block {WINDOW[0]} to block {WINDOW[1]}. It is 1 for an exponential, and {POWER:.3f} for a power
@@ -243,16 +246,17 @@ For each network, the mean of measured GSC divided by GSC of the law must be wit
 in three stages, and {RESNET_WIDTH} channels in the first stage. We measure GSC from every block to the logits, on
 Gaussian noise of the size of the images. We compare two numbers with and without skips:
 
-- the growth of log GSC from the first block to the last block;
-- the growth per block in the last stage, divided by the growth per block in the first stage.
+- the growth of log GSC over all blocks: log GSC of the first block minus log GSC of the last block;
+- the growth of log GSC per block in the last stage, divided by this growth in the first stage.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. They are not corrected for multiple comparisons, so some
 verdicts may be wrong by chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look at the data.**
+
 Mean field holds in the limit of infinite width. So does the law for random weights, because skip and branch are
-orthogonal only in this limit. Networks of finite width have other rates (study [depth_width](depth_width.md)). The
-relative error of the law for rate - 1 does not necessarily fall if k grows. The law does not cover the ResNet, whose
-blocks end in a ReLU and whose stages differ in width. All networks are at initialization.
+orthogonal only in this limit. Networks of finite width have other rates (study [depth_width](depth_width.md)). As k
+grows, rate - 1 tends to 0, but the relative error of its value by the law need not. The law does not cover the ResNet,
+whose blocks end in a ReLU and whose stages differ in width. All networks are at initialization.
 """,
     claims=claims,
     figures=figures.draw,
@@ -266,7 +270,8 @@ blocks end in a ReLU and whose stages differ in width. All networks are at initi
         "of measured (GSC - 1) divided by the sum by the law, with 95 % intervals over seeds. The gray band is the "
         "tolerance.",
         "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections. Lines are means "
-        'over seeds, bands one standard deviation. The legend gives GSC from the first block to the last ("in all").',
+        "over seeds, bands one standard deviation. The legend gives the growth factor of GSC over all blocks "
+        '("in all").',
     },
     details=details,
 )

@@ -37,7 +37,7 @@ def answer(collected: Collected) -> str:
     delay = decide.delay(found.table, TOO_LARGE[0], _num_steps(collected))
     return (
         f'The signal "{WORDS[most]}" announces the divergence of {found.announced(warned)}, with a median lead of '
-        f"{found.typical(warned)}, and is a false alarm in {found.false_alarms(most)} that do not diverge (the method "
+        f"{found.typical(warned)}, and fires in {found.false_alarms(most)} that do not diverge (the method "
         f"defines signal and lead). A jump of the loss announces the divergence of {found.announced(loss)}, with a "
         f"median lead of {found.typical(loss)}. During training at peak step size {LARGE:g}, log10 of the largest "
         f"attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak "
@@ -71,8 +71,8 @@ def details(collected: Collected) -> str:
     return (
         f'Of {len(failed)} runs, {failed.sum()} diverge.{never} "False alarms, equally long" is the rate of false '
         f"alarms if controls are monitored only as long as failing runs.\n\n{table(head, rows)}\n\n"
-        "log10 of (last / first value): change of each quantity from the first step to the last one, by peak step "
-        f"size:\n\n{table(changes, moved)}"
+        "The second table gives the change of each quantity during training, by peak step size. It is log10 of "
+        f"(last / first value), for the values at the last and at the first step:\n\n{table(changes, moved)}"
     )
 
 
@@ -145,21 +145,24 @@ comparison, a run that does not fail counts as failing after the last step.
 """,
     how_sure="""
 Runs that agree in peak step size and in the use of QK norm form a cell. Runs of a cell resemble each other. So the 95 %
-intervals of proportions and medians are bootstrap intervals that resample whole cells. They are widened to contain the
-intervals for independent runs. With few cells, such as here, intervals tend to be too narrow. Intervals of means are
-Student's t intervals over seeds, not corrected for multiple comparisons. Step sizes, length of the runs, thresholds and
-claims were chosen with other seeds (100 to 102) than those of the runs here. The step size rises in every run, and runs
-with a larger peak fail more often. A signal that follows the step size, such as the update, therefore separates failing
-runs from others, whatever happens in the network. All networks are tiny and of one kind, and train for few steps.
+intervals of proportions and medians are bootstrap intervals that resample whole cells. Each of these intervals is
+widened until it contains the interval that treats the runs as independent. With few cells, such as here, bootstrap
+intervals tend to be too narrow. Intervals of means are Student's t intervals over seeds, not corrected for multiple
+comparisons.
+
+The step size rises in every run, and runs with a larger peak fail more often. A signal that follows the step size, such
+as the update, therefore separates failing runs from others, whatever happens in the network. Step sizes, length of the
+runs, thresholds and claims were chosen with other seeds (100 to 102) than those of the runs here. All networks are tiny
+and of one kind, and train for few steps.
 """,
     claims=claims,
     figures=figures,
     captions={
         "leads": "Steps from a signal to the failure, one dot per failure that the signal announces. Diamonds below "
         "the dots are medians with 95 % intervals. A diamond without a bar has too few runs for an interval.",
-        "warnings": "For each signal: percentage of failing runs that it announces, percentage of controls in which it "
-        "is a false alarm, and rate of false alarms if controls are monitored only as long as failing runs. Error bars "
-        "are 95 % intervals.",
+        "warnings": "For each signal: percentage of failing runs that it announces, percentage of controls (runs that "
+        "do not fail) in which it fires (false alarms), and rate of false alarms if controls are monitored only as "
+        "long as failing runs. Error bars are 95 % intervals.",
         "moving": "Quantities that change in training. One color for each peak step size. The first and third row: "
         "without QK norm; the others: with QK norm. Lines are medians over seeds. Bands reach from the lowest seed "
         "to the highest. The gray line is the loss above which a run fails.",

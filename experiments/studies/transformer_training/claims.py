@@ -26,7 +26,7 @@ NAMES = {
     "gradient": "the norm of the gradient",
     "attention_logit": "the largest attention logit",
     "least_entropy": "the smallest attention entropy of a head",
-    "weight_growth": "the largest ratio of a layer's weight norm to this norm at the first step",
+    "weight_growth": "the relative weight norm (norm / norm at the first step, largest of all layers)",
     "log10_gsc": "GSC from embedding to logits",
 }
 
