@@ -79,7 +79,7 @@ def gsc_rate(
 
 @checked
 def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
-    """Growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for rate r of the branch, k = |skip| / |branch|.
+    """Growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for branch rate r and k = |skip| / |branch|.
 
     r is the factor by which GSC grows through the branch alone.  k is called dilution; it is the ratio of the lengths
     of the two summands, not the weight of the skip connection.  The formula holds if skip and branch have orthogonal

@@ -68,7 +68,7 @@ class _Gradient(NamedTuple):
 class Transformer:
     """Mean-field theory of a wide random transformer: predicts GSC (`gsc`) and sizes of stream and branches (`ledger`).
 
-    The variance of a matrix is that of one of its weights, times its fan-in.  So 1 stands for weights of standard
+    The variance of a matrix is that of one weight, times the fan-in.  So 1 stands for weights of standard
     deviation 1 / sqrt(fan-in).
 
     Arguments:
