@@ -59,7 +59,7 @@ def nlc(
     """Nonlinearity coefficient (NLC) of a network over data: 1 for an affine map, larger for a more nonlinear one.
 
     NLC = sqrt(E_x Tr(J(x) Cov_x J(x)^T) / Tr Cov_f).  J(x) is the Jacobian of the target with respect to the input at
-    the sample x.  Cov_x and Cov_f are the covariances (with 1/N) of inputs and targets over the N samples.  NLC does
+    the sample x.  Cov_x and Cov_f are the covariances (divisor N) of inputs and targets over the N samples.  NLC does
     not change under invertible affine maps of the input, or if the output is shifted, scaled or rotated.  A complex
     number counts as two real ones.  Some authors use NLC^2.  GSC does not determine NLC: in a deep ReLU network, GSC
     stays at 1 while NLC grows.

@@ -64,7 +64,7 @@ def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments
 
     Raises:
         ValueError: ``batch_size`` is below 4 (infinite mean squared gradient), the activation is constant, or an
-            expectation cannot be computed to within 1e-8.
+            expectation E[f] cannot be computed to within 1e-8 E[|f|].
 
     >>> moments = batch_moments("relu", 100)
     >>> round(moments.square, 4), round(moments.rate, 4)

@@ -40,7 +40,7 @@ class CriticalPoint:
 
 @checked
 def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0, chi: Positive = 1.0) -> CriticalPoint:
-    """Return the `CriticalPoint` for a bias variance, where squared gradients grow by the factor ``chi`` per layer.
+    """Return the `CriticalPoint` whose weight variance makes squared gradients grow by the factor ``chi`` per layer.
 
     The growth factor is chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] for z ~ N(0, 1), at the fixed point q* of the variance
     of pre-activations.  So sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].
@@ -173,7 +173,8 @@ def phase_diagram(activation: ActivationLike, weight_variances: Row, bias_varian
     Cost: about 25 evaluations of `MeanField.length` on the whole grid.
 
     Raises:
-        ValueError: A variance is negative or not finite, or an expectation cannot be computed to within 1e-8.
+        ValueError: A variance is negative or not finite, or an expectation E[f] cannot be computed to within
+            1e-8 E[|f|].
 
     >>> phase_diagram("tanh", [0.5, 1.0, 2.0], [0.0, 0.1]).chi_1.round(3)
     array([[0.5  , 0.393],

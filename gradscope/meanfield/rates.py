@@ -43,7 +43,7 @@ def gsc_rate(
 
     Raises:
         ValueError: A name is unknown, an argument is out of its range or does not apply to this norm, q has no
-            fixed point or vanishes, or an expectation cannot be computed to within 1e-8.
+            fixed point or vanishes, or an expectation E[f] cannot be computed to within 1e-8 E[|f|].
 
     If the activation jumps, the jump is ignored in phi', as in automatic differentiation.
 
@@ -79,12 +79,12 @@ def gsc_rate(
 
 @checked
 def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
-    """Growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for growth r of the branch and dilution k.
+    """Growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for branch rate r and k = |skip| / |branch|.
 
-    r is the factor by which GSC grows through the branch alone.  The dilution k = |skip| / |branch| is the ratio of the
-    lengths of the two summands, not the weight of the skip connection.  The formula holds if skip and branch have
-    orthogonal values and orthogonal Jacobians, for example if the branch ends in a random linear map.  The skip divides
-    r - 1 by k^2 + 1.
+    r is the factor by which GSC grows through the branch alone.  k is called dilution; it is the ratio of the lengths
+    of the two summands, not the weight of the skip connection.  The formula holds if skip and branch have orthogonal
+    values and orthogonal Jacobians, for example if the branch ends in a random linear map.  The factor is
+    1 + (r - 1) / (k^2 + 1), so a long skip brings it near 1.
 
     Raises:
         ValueError: The rate or the dilution is negative.

@@ -68,8 +68,8 @@ class _Gradient(NamedTuple):
 class Transformer:
     """Mean-field theory of a wide random transformer: predicts GSC (`gsc`) and sizes of stream and branches (`ledger`).
 
-    A variance is that of one weight times its fan-in, so 1 stands for weights of standard deviation
-    1 / sqrt(fan-in).  If an argument stands for two matrices, it is the product of their variances.
+    The variance of a matrix is that of one weight, times the fan-in.  So 1 stands for weights of standard
+    deviation 1 / sqrt(fan-in).
 
     Arguments:
         depth: Number of blocks, each with an attention branch and then an MLP branch.
@@ -84,7 +84,7 @@ class Transformer:
         score_variance: Variance of the query matrix times that of the key matrix.  Scores of normalized tokens have
             this variance.  Set it to 1 if queries and keys are normalized.
         value_variance: Variance of the value matrix times that of the output matrix of attention.
-        hidden_variance: Variance of the first matrix of an MLP.  In a gated MLP, each of its two first matrices has it.
+        hidden_variance: Variance of the first matrix of an MLP.  In a gated MLP, gate and linear each have it.
         output_variance: Variance of the matrix after the activation.
         outputs: Number of logits, which affects only the interval of `gsc`; None for infinitely many.
         mean_square: Mean square of an entry of the embeddings.
@@ -191,7 +191,7 @@ class Transformer:
         ln GSC in the worst case: all positions vary together.  S sums these terms (`ledger` defines ``skip_share``):
 
         - s + g for each branch f from the layer to the output: s = |f(x)|^2 / |x + f(x)|^2, and g = 1 - ``skip_share``.
-        - 1 in the row of a branch, and width / (2 outputs) for the logits.
+        - 1 in the row of a branch, width / (2 outputs) for the logits, and 1 / width except at ``norm`` and ``head``.
 
         >>> found = Transformer(depth=12, width=512, length=64).gsc()
         >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1]].round(2)

@@ -112,9 +112,9 @@ class Kurtosis(Blockwise, quantity="kurtosis", of=PREACTIVATIONS):
 class SampleCosine(Blockwise, quantity="sample_cosine", of=PREACTIVATIONS, signed=True):
     """Mean cosine between the pre-activations of two different samples.
 
-    It is (|sum_b u_b|^2 - B) / (B (B - 1)) for B samples, with u_b = h_b / |h_b| and h_b the vector of pre-activations
-    of sample b.  The value is 1 if all samples point in the same direction.  Cosines with a sample that is zero count
-    as 0.
+    It is (|sum_b u_b|^2 - M) / (M (M - 1)) with u_b = h_b / |h_b|, where h_b is the vector of pre-activations of sample
+    b.  Samples with h_b = 0 are left out, and M samples remain.  The value is 1 if these point in the same direction,
+    and 0 if M < 2.
 
     >>> round(SampleCosine()(torch.tensor([[3.0, 4.0], [4.0, 3.0]])).value, 6)
     0.96

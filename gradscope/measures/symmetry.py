@@ -69,8 +69,8 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
     f is the module, and x_b are the images.  T moves images by ``shift``.  T' moves maps by ``shift`` divided by the
     total stride of the module, rounded to whole positions (halves toward zero).  The rounding contributes to the error.
 
-    A position counts only if its receptive field contains neither padding nor pixels that the shift brought in.  Such
-    positions are found by sending NaN through the module.
+    A position counts only if its receptive field contains neither padding nor pixels that the shift brought in.  The
+    module is also run on an image surrounded by NaN; positions that NaN reaches do not count.
 
     Arguments:
         module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); is left unchanged.

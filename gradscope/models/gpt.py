@@ -131,7 +131,8 @@ class GPT(nn.Module):
             orthogonal for the weights of linear maps.  Embeddings of tokens and positions are then Gaussian with
             variance 1/2, so that their sum has mean square 1.  If ``tied``, however, embeddings are filled like the
             weights of linear maps.
-        bias: Whether linear maps, except the head, and layer norms have a bias, which starts at zero.
+        bias: Whether linear maps and layer norms have a bias, which starts at zero.  The head never has one.  Layer
+            norms of queries and keys always have one.
         generator: Source of the random weights; torch's global generator by default.
 
     Raises:

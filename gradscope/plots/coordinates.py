@@ -42,9 +42,10 @@ def coordinates(
             out.
         quantity: One of these names.  activation_rms: root mean square (RMS) of the layer's output.
             activation_change_rms: RMS of the change of this output since initialization.  activation_gradient_rms: RMS
-            of the gradient of the loss with respect to this output.  update_effect_rms: RMS of the change of the output
-            that the layer's own update causes: its input is that at initialization.  update_rms: RMS of the change of
-            the layer's parameters since initialization.  gsc: GSC with respect to the output of the network.
+            of the gradient of the loss with respect to this output.  update_effect_rms: as activation_change_rms, but
+            the layer gets the same input as at initialization, so only its own parameters have changed.  update_rms:
+            RMS of the change of the layer's parameters since initialization.  gsc: GSC with respect to the output of
+            the network.
         step: Number of optimizer steps before the measurement; by default the largest one in the frame.
         axis: "width" or "depth"; by default the first one in the frame.
         ax: Where to draw; a new figure by default.

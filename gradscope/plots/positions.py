@@ -26,7 +26,7 @@ WORDS = {"target_position": "target position $t$", "source_position": "source po
 def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Axes with GSC by position: a heat map of one layer over source and target positions, or curves of several layers.
 
-    Curves show GSC against the position, or against the lag between two positions, with 95 % intervals.
+    Curves show GSC with 95 % intervals, against the source position, the target position, or the lag between them.
 
     Arguments:
         data: A `gradscope.Positions`, its frame, or a frame of its ``lag_profile()``.

@@ -190,8 +190,8 @@ def learning(metrics: Any, quantity: str, *, hue: str | None = None, ax: Axes | 
         ax: Where to draw; a new figure by default.
 
     Raises:
-        ValueError: A column is missing, the column that ``quantity`` names contains only nulls, or a curve has two
-            values for the same step and seed.
+        ValueError: A column is missing, the column that ``quantity`` names is empty, or a curve has two values for
+            the same step and seed.
 
     >>> metrics = pd.DataFrame({"step": [1, 2], "train_loss": [2.0, 1.0], "model": "tanh"})
     >>> learning(metrics, "train_loss").get_ylabel()

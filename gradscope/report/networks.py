@@ -32,9 +32,9 @@ def report_frame(
     """Write one HTML page about the networks of a tidy frame, such as a collected sweep, and return its path.
 
     Arguments:
-        frame: Tidy frame with rows of quantity "gsc".  Column ``network`` holds names of networks, and ``seed`` their
-            repetitions.  Without column ``network`` there is one network; without ``seed``, one repetition.  If the
-            frame has several steps of training, the last one is shown.
+        frame: Tidy frame with rows of quantity "gsc".  Column ``network`` holds names of networks, and ``seed``
+            distinguishes repetitions of one network.  Without column ``network`` there is one network; without
+            ``seed``, one repetition.  If the frame has several steps of training, the last one is shown.
         path: The file to write.
         growth: Growth rates in a frame as for `gradscope.plots.rates`; computed by default.
         theory: Predicted curves, in a frame with columns ``network``, ``depth_from_output`` and ``log10_value``.

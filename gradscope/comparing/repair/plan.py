@@ -55,20 +55,22 @@ def repair(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Repair:
-    """Return factors for the weights of all units that bring local GSC, or else the length of outputs, to its goal.
+    """Return one factor for the weights of each unit: it sets local GSC or, if no factor can, the output's length.
 
     A unit is a part of the network, such as a layer or a residual block.  Its local GSC is that of its input f_k with
-    respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2.  The factor of a unit multiplies the weights of the
-    last linear map or normalization in the unit.  If the unit has residual additions x + f(x), it multiplies the
-    weights of the last linear map or normalization in every branch f; skips are not scaled.  The bias of a linear map
-    is not scaled; that of a normalization is.  A unit without such weights is treated as a part of the unit before it.
+    respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2, with the norm |J|_qm of `gradscope.qm_norm`.
+
+    The factor of a unit multiplies the weights of the last linear map or normalization in the unit.  If the unit has
+    residual additions x + f(x), it multiplies the weights of the last linear map or normalization in every branch f;
+    skips are not scaled.  The bias of a linear map is not scaled; that of a normalization is.  A unit without such
+    weights is treated as a part of the unit before it.
 
     One factor cannot set both local GSC and length, so local GSC comes first.  If a factor between 1/1024 and 1024
-    brings local GSC to its goal, this factor is chosen.  Otherwise, the factor that brings local GSC nearest to the
-    goal qualifies.  So do factors whose local GSC is farther from the goal by at most half the ``margin``.  Of these
-    factors, the one that brings the output's length nearest to its goal is chosen.  For example, no factor changes
-    local GSC in a ReLU network without biases.  Then all factors qualify, and the length alone decides.  With the
-    default ``length``, weights then have nearly the variance of He initialization, 2 / fan_in.
+    brings local GSC to its goal, this factor is chosen.  Otherwise, let d be the smallest relative distance of
+    local GSC from its goal that any factor achieves.  All factors with a distance of at most d + ``margin`` / 2
+    qualify.  Of these factors, the one that brings the output's length nearest to its goal is chosen.  For example, no
+    factor changes local GSC in a ReLU network without biases.  Then all factors qualify, and the length alone decides.
+    With the default ``length``, weights then have nearly the variance of He initialization, 2 / fan_in.
 
     Arguments:
         model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
