@@ -243,9 +243,15 @@ def test_all_texts_lie_inside_the_figure(name):
     last = frame[frame["target"] == name.format(10)]
     recorded = pd.concat([last.assign(step=step) for step in (0, 5)])
     apart = pd.concat([last.assign(quantity=quantity) for quantity in ("distance", "local_distance")])
+    quantities = ("stream_rms", "write_rms", "write_ratio", "skip_share", "branch_share", "cross_share")
+    additions = pd.concat([last.assign(quantity=quantity, value=0.5) for quantity in quantities]).assign(
+        log10_stderr_sample=np.nan, stderr_sample=np.nan, stderr_probe=np.nan
+    )
+    measured = ("relative_attention_entropy", "largest_attention_logit")
+    heads = pd.concat([last.assign(quantity=quantity, head=head) for quantity in measured for head in range(4)])
     for ax in (
         plots.matrix(frame), plots.matrix(frame, colorbar=False), plots.named_profile(last), plots.evolution(recorded),
-        plots.before_after(recorded), plots.difference(apart),
+        plots.before_after(recorded), plots.difference(apart), plots.residual(additions)[2], plots.attention(heads)[0],
     ):  # fmt: skip
         ax.figure.canvas.draw()
         (width, height), axes = ax.figure.bbox.size, ax.figure.axes
