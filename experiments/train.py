@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,11 +105,12 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
         raise ValueError(
             f"The model cannot take samples of shape {tuple(x.shape[1:])} of the data: {reason}{hint}"
         ) from error
+    key = next((key for key in ("out_features", "num_classes", "vocabulary") if key in cfg.model), "num_classes")
+    remark = f"The model has {outputs} outputs, but there are {classes} classes: set model.{key}={classes}."
     if outputs < classes:
-        key = next((key for key in ("out_features", "num_classes", "vocabulary") if key in cfg.model), "num_classes")
-        raise ValueError(
-            f"The model has {outputs} outputs, but there are {classes} classes: set model.{key}={classes}."
-        )
+        raise ValueError(remark)
+    if outputs > classes and learned.labels.ndim == 1 and Ranks.here().first:  # of a vocabulary, tokens may not occur
+        warnings.warn(remark, stacklevel=2)
     return model.train()
 
 

@@ -37,6 +37,7 @@ print(comparison)
 comparison.differences[["model", "other", "ratio", "low", "high", "differ"]].round(3)
 
 # %%
+# ``comparison.plot().figure.savefig("initializations.png")`` saves the figure.
 
 comparison.plot()
 plt.show()

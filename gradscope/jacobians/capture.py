@@ -31,6 +31,7 @@ class Capture(Recording):
     - ``target``: the layer whose Jacobians are studied: the output, the losses or a named layer.
     - ``reached``: recorded tensors that the target depends on, in execution order.
     - ``layers``: the tensors of ``reached`` that the option ``layers=`` chose; all of them by default.
+    - ``chosen``: whether ``layers=`` was given.
     - ``units``: the layers that are the rows of `gradscope.gsc` by default.
     - ``elsewhere``: names of recorded tensors on which the target does not depend.
     - ``graph``: cut vertices of the autograd graph, through which every path from the input to the target passes.
@@ -44,6 +45,7 @@ class Capture(Recording):
     """
 
     layers: tuple[Layer, ...]
+    chosen: bool
     units: tuple[Layer, ...]
     target: Layer
     elsewhere: tuple[str, ...]
@@ -66,12 +68,15 @@ class Capture(Recording):
     def remarks(self) -> tuple[str, ...]:
         """Sentences that say what the results depend on, such as batch statistics, dropout, or a frozen embedding.
 
-        Others say which blocks are not rows of a default profile, and why.
+        Others say which blocks are not rows of a default profile, and why; with ``layers=``, the caller chose the rows.
         """
-        blocks = merged(self.replay.modules, self.reached, self.units, self.graph)
         frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
-        joined = {name for names in blocks.values() for name in names}
-        beside = [n for n in avoidable(self.replay.modules, self.reached, self.units) if n not in joined]
+        blocks: dict[str, list[str]] = {}
+        beside: list[str] = []
+        if not self.chosen:
+            blocks = merged(self.replay.modules, self.reached, self.units, self.graph)
+            joined = {name for names in blocks.values() for name in names}
+            beside = [n for n in avoidable(self.replay.modules, self.reached, self.units) if n not in joined]
         first = self.units[0].name
         found = remarks(
             self.reached, random=self.random, picked=self.picked, merged=blocks, avoidable=beside, frozen=frozen,
@@ -198,10 +203,11 @@ def captured_unread(
         last = find(reached, str(target)) if target else reached[-1]
         rows = [layer for layer in rows if layer.index != last.index] + [last]
     elsewhere = tuple([n for layer in recorded if vertex(layer.edge) not in order for n in layer.origins])
-    chosen = reached if layers is None else select(reached, layers, elsewhere)
+    selected = reached if layers is None else select(reached, layers, elsewhere)
     return Capture(
         **vars(recording),
-        layers=tuple(chosen),
+        layers=tuple(selected),
+        chosen=layers is not None,
         units=tuple(rows),
         target=last,
         elsewhere=elsewhere,

@@ -91,10 +91,10 @@ def named_profile(
     rows = gsc_rows(data)
     names = rows.drop_duplicates("layer").sort_values("index", kind="stable")["layer"].tolist()
     rows = rows.assign(_place=rows["layer"].map(dict(zip(names, range(len(names)), strict=True))).astype(int))
-    ax = _curves(rows, "_place", "log10_value", hue, None, ax, marker="o", notes=notes, grows=True)
-    name_layers(ax.xaxis, range(len(names)), names)
-    ax.set(xlabel="", ylabel=LABELS[rows["quantity"].iloc[0]])
-    return ax
+    drawn = _curves(rows, "_place", "log10_value", hue, None, ax, marker="o", notes=notes, grows=True)
+    name_layers(drawn.xaxis, range(len(names)), names, grow=ax is None)
+    drawn.set(xlabel="", ylabel=LABELS[rows["quantity"].iloc[0]])
+    return drawn
 
 
 @checked

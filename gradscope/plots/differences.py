@@ -37,7 +37,7 @@ def difference(data: Any, *, ax: Axes | None = None) -> Axes:
     """
     rows = {name: rows_of(data, name, "rounding", "differs", maker=MAKER) for name in CURVES}
     held = rows["local_distance"]
-    ax = axes(ax)
+    new, ax = ax is None, axes(ax)
     smallest = held["rounding"].min() / 100
     for (name, label), style in zip(CURVES.items(), next_colors(ax, 2), strict=True):
         own = rows[name].sort_values("index")
@@ -50,6 +50,6 @@ def difference(data: Any, *, ax: Axes | None = None) -> Axes:
         ax.plot([], [], color=style["color"], marker="os"[name == "distance"], markersize=5, label=label)
     ax.step(held["index"], held["rounding"], where="mid", color=ink(ax), alpha=0.4, label="explained by rounding")
     ax.set(yscale="log", ylabel="relative distance of the outputs", xlabel="layer, from the input")
-    name_layers(ax.xaxis, held["index"].to_numpy(), held["layer"].tolist())
+    name_layers(ax.xaxis, held["index"].to_numpy(), held["layer"].tolist(), grow=new)
     legend(ax)
     return ax

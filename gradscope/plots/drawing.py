@@ -25,6 +25,7 @@ DIVERGING = "vlag"  # red and blue around white; readable with common kinds of c
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1.25, 1.5, 1.25)), (0, (5, 1, 1, 1, 1, 1)))
 BAND_ALPHA = 0.2
 MAX_CHARACTERS = 24  # longer names of layers are abbreviated on axes
+NAME_ROOM = 1.5  # inches that the names of layers may take from the Axes of a new figure
 AIR = 1.15  # lines of text are this many times their height apart
 CONTRAST = 3.0  # least contrast of a text, as the Web Content Accessibility Guidelines ask of large text
 NOTE_WIDTH = 40  # characters per line of a label beside the Axes
@@ -34,9 +35,9 @@ ARROW = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpo
 Color = Any
 
 
-def axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.2)) -> Axes:
+def axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.2), layout: Any = "constrained") -> Axes:
     """The Axes ``ax``, or those of a new figure of this size in inches."""
-    return ax if ax is not None else plt.subplots(figsize=size, layout="constrained")[1]
+    return ax if ax is not None else plt.subplots(figsize=size, layout=layout)[1]
 
 
 def ink(ax: Axes) -> Color:
@@ -124,8 +125,7 @@ class Names(FixedLocator):
     def __call__(self) -> Any:
         """The places that are named."""
         axis: Axis = self.axis  # type: ignore[assignment]
-        ax: Axes = axis.axes
-        places = self.places
+        ax, places = axis.axes, self.places
         column = 0 if axis is ax.xaxis else 1
         pixels = ax.transData.transform(np.repeat(places[:, None], 2, axis=1))[:, column]
         label = axis.get_major_ticks(1)[0].label1
@@ -162,21 +162,26 @@ def text_size(texts: Sequence[str], font: FontProperties, ax: Axes) -> tuple[flo
     return max(width for width, _ in sizes) * scale, most * max(height for _, height in sizes) * scale * 1.2
 
 
-def name_layers(axis: Axis, places: npt.ArrayLike, layers: Sequence[str]) -> None:
-    """Name the layers at these places of an axis; names that have no room are left out, and long ones abbreviated."""
-    names = short_names(layers)
-    at = dict(
-        zip(np.asarray(places, dtype=np.float64).tolist(), (name.replace("$", r"\$") for name in names), strict=True)
-    )
+def name_layers(axis: Axis, places: npt.ArrayLike, layers: Sequence[str], *, grow: bool = False) -> None:
+    """Name the layers at these places of an axis; names that have no room are left out, and long ones abbreviated.
+
+    With ``grow``, the figure grows with names that would take too much room from the Axes.
+    """
+    names, numbers = short_names(layers), np.asarray(places, dtype=np.float64)
+    at = {place: name.replace("$", r"\$") for place, name in zip(numbers.tolist(), names, strict=True)}
     axis.set_major_locator(Names(places, names))
     axis.set_major_formatter(FuncFormatter(lambda place, _: at.get(float(place), "")))
     ax = axis.axes
+    length = text_size(names, axis.get_major_ticks(1)[0].label1.get_fontproperties(), ax)[0]
     if axis is ax.xaxis:
-        font = axis.get_major_ticks(1)[0].label1.get_fontproperties()
-        gaps = np.diff(np.sort(np.asarray(places, dtype=np.float64)))
+        gaps = np.diff(np.sort(numbers))
         number = 1 + (gaps.sum() / gaps.min() if len(gaps) else 0)  # of places as close as the closest two
-        fits = text_size(names, font, ax)[0] * AIR * number < ax.get_window_extent().width
+        fits = length * AIR * number < ax.get_window_extent().width
         axis.set_tick_params(rotation=0 if fits else 90)
+        length *= not fits
+    if grow and (more := length / ax.figure.dpi - NAME_ROOM) > 0:
+        figure: Any = ax.figure  # a new one, so no SubFigure
+        figure.set_size_inches(figure.get_size_inches() + ((0, more) if axis is ax.xaxis else (more, 0)))
 
 
 def short_names(layers: Sequence[str]) -> list[str]:

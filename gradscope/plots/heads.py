@@ -59,7 +59,7 @@ def attention(
         order = rows.drop_duplicates("layer").sort_values("index", kind="stable")["layer"]
         table = rows.astype({"head": int}).pivot_table(index="layer", columns="head", values="value", observed=True)
         maps.append(table.reindex(order))
-    if axes is None:
+    if new := axes is None:
         heights, widths = zip(*(np.clip(CELL * np.array(table.shape), LEAST, MOST) for table in maps), strict=True)
         size = sum(widths) + BESIDE, max(heights) + BELOW
         axes = plt.subplots(1, len(maps), figsize=size, layout="constrained", squeeze=False)[1][0]
@@ -67,9 +67,9 @@ def attention(
         raise ValueError(f"axes must be one for each of {len(maps)} quantities, got {len(axes)}.")
     for ax, quantity, table in zip(axes, quantities, maps, strict=True):
         _draw(ax, quantity, table.to_numpy(dtype=np.float64))
-        name_layers(ax.yaxis, np.arange(len(table)) + 0.5, [str(layer) for layer in table.index])
-    for ax, table in list(zip(axes, maps, strict=True))[1:]:
-        if table.index.equals(maps[0].index):  # the names stand at the first map
+        named = table is maps[0] or not table.index.equals(maps[0].index)  # equal names stand at the first map only
+        name_layers(ax.yaxis, np.arange(len(table)) + 0.5, [str(layer) for layer in table.index], grow=new and named)
+        if not named:
             ax.tick_params(left=False, labelleft=False)
     return tuple(axes)
 

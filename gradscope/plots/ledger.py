@@ -47,7 +47,7 @@ def residual(data: Any, *, axes: Sequence[Axes] | None = None) -> tuple[Axes, ..
     ['root mean square', 'write / stream', 'share of squared Jacobian']
     """
     frame = frame_of(data)
-    if axes is None:
+    if new := axes is None:
         axes = list(plt.subplots(3, 1, figsize=(7.6, 7.6), sharex=True, layout="constrained")[1])
     if len(axes) != 3:
         raise ValueError(f"axes must be three Axes, got {len(axes)}.")
@@ -70,7 +70,7 @@ def residual(data: Any, *, axes: Sequence[Axes] | None = None) -> tuple[Axes, ..
     reference(shares, y=1)
     for ax, label in zip(axes, ("root mean square", "write / stream", "share of squared Jacobian"), strict=True):
         ax.set(yscale="log", ylabel=label)
-    name_layers(shares.xaxis, stream["index"].to_numpy(), stream["layer"].tolist())
+    name_layers(shares.xaxis, stream["index"].to_numpy(), stream["layer"].tolist(), grow=new)
     for ax in (lengths, shares):
         legend(ax, beside=True)
     return tuple(axes)

@@ -96,11 +96,12 @@ def matrix(
     table = rows.pivot_table(index="target", columns="layer", values="log10_value", aggfunc="mean", observed=True)
     values = table.reindex(index=targets, columns=sources).to_numpy()
     low, high = limits or finite_limits(values, symmetric=True)
-    ax = axes(ax, (5, 4.2))
+    new, square = ax is None, len(sources) == len(targets)
+    ax = axes(ax, (5, 4.2), "compressed" if square else "constrained")  # only "compressed" knows of equal aspects
     shown = ax.pcolormesh(np.ma.masked_invalid(values), vmin=low, vmax=high, cmap=DIVERGING)
-    ax.set(aspect="equal" if len(sources) == len(targets) else "auto", xlim=(0, len(sources)), ylim=(len(targets), 0))
-    name_layers(ax.xaxis, np.arange(len(sources)) + 0.5, sources.tolist())
-    name_layers(ax.yaxis, np.arange(len(targets)) + 0.5, targets.tolist())
+    ax.set(aspect="equal" if square else "auto", xlim=(0, len(sources)), ylim=(len(targets), 0))
+    name_layers(ax.xaxis, np.arange(len(sources)) + 0.5, sources.tolist(), grow=new)
+    name_layers(ax.yaxis, np.arange(len(targets)) + 0.5, targets.tolist(), grow=new)
     ax.tick_params(length=2)
     ax.spines[:].set_visible(False)
     if len(sources) <= MAX_ANNOTATED:

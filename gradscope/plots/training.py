@@ -114,7 +114,7 @@ def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
     rows = _records(data, "gsc")
     order, steps = _layers(rows), sorted(rows["step"].unique())
     rows = rows.assign(_place=rows["layer"].map(dict(zip(order, range(len(order)), strict=True))).astype(int))
-    ax = axes(ax)
+    new, ax = ax is None, axes(ax)
     words = {steps[0]: "before (step {})", steps[-1]: "after (step {})"} if len(steps) > 1 else {steps[0]: "step {}"}
     for style, (step, word) in zip(next_colors(ax, len(words)), words.items(), strict=True):
         points = summary(rows[rows["step"] == step], "_place", "log10_value")
@@ -123,7 +123,7 @@ def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
         label = ": ".join(filter(None, (label, growth_words(rows[rows["step"] == step]))))
         curve(ax, points["_place"], points, **{**style, "marker": "o", "markersize": 4, "label": label})
     reference(ax, y=0)
-    name_layers(ax.xaxis, range(len(order)), order)
+    name_layers(ax.xaxis, range(len(order)), order, grow=new)
     ax.set(xlabel="", ylabel=LABELS[rows["quantity"].iloc[0]])
     legend(ax)
     return ax

@@ -55,6 +55,12 @@ ACTIONS = {
     EXPLODING + AGAINST: f"Nothing has to change at this depth. {DEEPER}",
     VANISHING + AGAINST: f"Nothing has to change at this depth. {DEEPER}",
 }
+# A fit that leaves out at most this many layers contains the first ones, or nearly so.
+FEW_LEFT_OUT = 3
+REPEATED = (
+    "The rate was fitted to nearly all layers. If the first ones differ from the others, choose the layers that "
+    "repeat, with layers= of gs.gsc."
+)
 
 GSC = (
     "Change the output of a layer a little, at random. GSC is the factor by which the squared relative size of this "
@@ -102,10 +108,13 @@ def verdict(rows: pd.DataFrame, growth: Growth | None, reason: str) -> tuple[str
         where = rows["layer"].iloc[place]
         total += f" The largest step against the rate is at {where}: GSC is {before} before it and {after} after it."
     said = kind + AGAINST * mixed
+    advice = [ACTIONS[said], sentence(growth.advice) if growth else ""]
+    if growth and kind == "undecided" and num - growth.num_rows <= FEW_LEFT_OUT:
+        advice.append(REPEATED)
     facts += [
         ("Whole network", total),
         ("Meaning", MEANING[said]),
-        ("What to do", f"{ACTIONS[said]} {sentence(growth.advice) if growth else ''}".strip()),
+        ("What to do", " ".join(filter(None, advice))),
     ]
     return (
         "" if mixed else kind,

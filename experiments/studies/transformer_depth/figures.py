@@ -86,15 +86,15 @@ def _skips(frame: pd.DataFrame) -> Figure:
     for ax, branch in zip(axes, BRANCHES, strict=True):
         for place, norm in enumerate(NORMS):
             table, line = numbers.shares(frame, norm, branch), numbers.shares(frame, norm, branch, "_theory").mean()
-            blocks = [int(block) + 1 for block in table.columns.to_numpy()]
+            places = [int(block) + 1 for block in table.columns.to_numpy()]  # a logarithmic axis has no 0
             found = [means.mean(table[block]) for block in table]
-            means.errorbars(ax, blocks, found, fmt=MARKERS[place], color=COLORS[place], markersize=5, capsize=3,
+            means.errorbars(ax, places, found, fmt=MARKERS[place], color=COLORS[place], markersize=5, capsize=3,
                             label=f"{name(norm)}, measured")  # fmt: skip
-            ax.plot(blocks, line, ["--", ":"][place], color=COLORS[place], linewidth=1.5, label=f"{name(norm)}, theory")
+            ax.plot(places, line, ["--", ":"][place], color=COLORS[place], linewidth=1.5, label=f"{name(norm)}, theory")
         ax.set_xscale("log")
-        ax.set_xticks(blocks, [str(block) for block in blocks])
+        ax.set_xticks(places, [str(place - 1) for place in places])
         ax.minorticks_off()
-        ax.set(xlabel=f"block, of {DEPTHS[-1]}", ylim=(0, 1.02))
+        ax.set(xlabel=f"block, of {DEPTHS[-1]} (counted from 0)", ylim=(0, 1.02))
         ax.set_title({"attention": "skip around attention", "mlp": "skip around the MLP"}[branch], fontsize=10)
         sns.despine(ax=ax)
     axes[0].set_ylabel("share of the squared Jacobian\nthat passes through the skip")

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -139,6 +140,14 @@ def test_coefficients_are_those_of_the_whole_jacobian(norm):
     assert values[names].tolist() == theory.gsc().loc[0, ["log10_value", "log10_low", "log10_high"]].tolist()
     layers = [f"blocks.{block}.{branch}" for block in (0, 1) for branch in ("attention", "mlp")]
     assert frame.loc[frame["quantity"] == "skip_share_theory", "layer"].tolist() == layers
+
+
+def test_the_figure_of_skip_shares_names_blocks_as_the_model_does():
+    made = transformer_depth.figures.draw(collected(story()))
+    blocks = [str(block) for block in measurement.blocks(DEPTHS[-1])]
+    for ax in made["skips"].axes:
+        assert [label.get_text() for label in ax.get_xticklabels()] == blocks
+    plt.close("all")
 
 
 def test_the_published_results_are_those_of_the_configuration():

@@ -468,6 +468,9 @@ def test_outputs_are_as_many_as_classes():
         train.network(composed(*small, "model.out_features=7"), data, CPU)
     with pytest.raises(ValueError, match=r"5 outputs, .* 8 classes: set model.num_classes=8"):
         train.network(composed("model=resnet", "model.depth=8", "model.num_classes=5"), data, CPU)
+    for options, outputs, key in ((small, 9, "out_features"), (("model=resnet", "model.depth=8"), 10, "num_classes")):
+        with pytest.warns(UserWarning, match=f"has {outputs} outputs, but there are 8 classes: set model.{key}=8"):
+            train.network(composed(*options, f"model.{key}={outputs}"), data, CPU)
 
 
 @pytest.mark.parametrize("size", [0, 11])

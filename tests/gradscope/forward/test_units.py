@@ -332,6 +332,7 @@ def test_functional_sums_that_make_blocks_one_row_are_named(shared, blocks):
     (remark,) = captured.remarks
     assert f"joins {blocks}, so together they are one row, 'body'." in remark
     assert remark in str(captured.describe()) and remark in gs.gsc(AroundSums(shared=shared), X).remarks
+    assert gs.capture(AroundSums(shared=shared), X, layers=["stem", "head"]).remarks == ()
 
 
 def test_marked_sums_and_parallel_branches_have_no_remark():
@@ -369,7 +370,10 @@ def test_blocks_beside_other_paths_are_named():
         def forward(self, x):
             return self.both(x, x)
 
-    captured = gs.capture(Both(), torch.randn(3, 2, 4))
+    model, x = Both().eval(), torch.randn(3, 2, 4)
+    captured = gs.capture(model, x)
     blocks = "both.encoder.layers.0, both.encoder.layers.1, both.encoder.layers.2, both.decoder.layers.0"
     assert any(f"avoids each of them: {blocks}. " in remark for remark in captured.remarks)
     assert "both.decoder.layers.1" in [layer.name for layer in captured.units]
+    for chosen in (gs.gsc(model, x, layers="both.encoder.*"), gs.gsc_matrix(model, x, layers="both.decoder")):
+        assert not any("avoids each of them" in remark for remark in chosen.remarks)

@@ -231,6 +231,36 @@ def test_names_of_layers_never_overlap(number, long):
         assert set(named) <= known and len(set(named)) == len(named) >= min(number, 12) / 2
 
 
+@pytest.mark.parametrize("name", ["sum{}", "encoder.residual_attention_stage_of_the_encoder_{}"])
+def test_all_texts_lie_inside_the_figure(name):
+    places = [(target, source) for target in range(11) for source in range(target + 1)]
+    square = pd.DataFrame(places, columns=["target", "index"]).assign(
+        quantity="gsc", depth_from_output=lambda own: own["target"] - own["index"], log10_value=0.0,
+        layer=lambda own: own["index"].map(name.format), differs=True, rounding=1e-7, value=1e-5,
+    )  # fmt: skip
+    square.loc[(square["target"] == 10) & (square["index"] < 10), "log10_value"] = -2.5  # as a head with pooling has
+    frame = square.assign(target=square["target"].map(name.format))
+    last = frame[frame["target"] == name.format(10)]
+    recorded = pd.concat([last.assign(step=step) for step in (0, 5)])
+    apart = pd.concat([last.assign(quantity=quantity) for quantity in ("distance", "local_distance")])
+    quantities = ("stream_rms", "write_rms", "write_ratio", "skip_share", "branch_share", "cross_share")
+    additions = pd.concat([last.assign(quantity=quantity, value=0.5) for quantity in quantities]).assign(
+        log10_stderr_sample=np.nan, stderr_sample=np.nan, stderr_probe=np.nan
+    )
+    measured = ("relative_attention_entropy", "largest_attention_logit")
+    heads = pd.concat([last.assign(quantity=quantity, head=head) for quantity in measured for head in range(4)])
+    for ax in (
+        plots.matrix(frame), plots.matrix(frame, colorbar=False), plots.named_profile(last), plots.evolution(recorded),
+        plots.before_after(recorded), plots.difference(apart), plots.residual(additions)[2], plots.attention(heads)[0],
+    ):  # fmt: skip
+        ax.figure.canvas.draw()
+        (width, height), axes = ax.figure.bbox.size, ax.figure.axes
+        labels = [axis.label for one in axes for axis in (one.xaxis, one.yaxis)]
+        names = [text for text in ax.get_xticklabels() if text.get_text()[:1].isalpha()]
+        for box in boxes([*labels, *names]):
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+
+
 def test_long_names_stay_different():
     name = "encoder.layers.{}.attention_of_the_encoder.output.dense"
     assert len(set(short_names([name.format(place) for place in range(30)]))) == 30

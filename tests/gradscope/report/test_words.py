@@ -78,6 +78,18 @@ def test_a_curve_that_bends_is_said():
     assert growth.curved and "The curve bends" in facts["Rate"]
 
 
+def test_first_layers_that_spoil_the_rate_of_a_short_network():
+    """log10 GSC of input, stem, eight blocks and a head that averages over positions."""
+    log10 = [-2.70, -2.81, -2.15, -2.15, -2.15, -2.13, -2.10, -2.03, -1.99, -1.94, 0.0]
+    growth, _, _, facts = verdict_on(log10)
+    assert growth.verdict == "undecided" and "with layers= of gs.gsc" in facts["What to do"]
+    blocks, *_ = verdict_on(log10[2:])
+    assert blocks.rate_high / blocks.rate_low < 0.5 * growth.rate_high / growth.rate_low  # the advice helps here
+    long, _, _, facts = verdict_on([*np.linspace(0.8, 0.1, 40), *([0.0, 0.3] * 6), 0.0])
+    assert long.verdict == "undecided" and "layers=" not in facts["What to do"]
+    assert "layers=" not in verdict_on(np.linspace(2.0, 0.0, 10))[3]["What to do"]  # decided
+
+
 def test_no_interval_has_ends_that_look_alike():
     generator = np.random.default_rng(0)
     for _ in range(500):
