@@ -49,9 +49,14 @@ def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataF
     if cfg.measurement is not None:
         random = experiment_seeds.generator(cfg.seed, "probes")
         frame = build.call(cfg.measurement, "measurement", model=model, x=x, generator=random)
+        target = cfg.measurement["_target_"]
         if not isinstance(frame, pd.DataFrame):
-            target = cfg.measurement["_target_"]
             raise TypeError(f"measurement._target_={target} returned a {type(frame).__name__}, not a pandas.DataFrame.")
+        if missing := [name for name in gs.frames.COLUMNS if name not in frame]:
+            raise ValueError(
+                f"measurement._target_={target} returned a frame without {', '.join(missing)}: make it with "
+                "gs.frames.tidy, or for one number per network with gs.frames.observed."
+            )
         return None, [frame]
     options: dict[str, Any] = {"reduction": cfg.reduction, "target": cfg.target, "rtol": cfg.rtol}
     with LateBar("profile", 1.0) as bar:
