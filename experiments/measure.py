@@ -130,9 +130,15 @@ def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile 
         if len(frames) > MOST_FRAMES:
             frames = [pd.concat(frames, ignore_index=True)]
     # Joined first, because adding columns to many small frames takes as long as measuring.
-    frame = pd.concat(frames, ignore_index=True).assign(seed=np.repeat(seeds, num_rows))
-    of_run = {name: value for name, value in columns.columns(cfg, choices).items() if name != "seed"}
-    return profile, frame.assign(**of_run)
+    frame = pd.concat(frames, ignore_index=True)
+    of_run = columns.columns(cfg, choices)
+    if taken := [name for name in of_run if name in frame]:
+        raise ValueError(
+            f"measurement._target_={settings.measurement['_target_']} returned a frame with the column {taken[0]!r}, "
+            "but the key of this name needs this column: name yours differently."
+        )
+    del of_run["seed"]  # each row has its own
+    return profile, frame.assign(seed=np.repeat(seeds, num_rows), **of_run)
 
 
 if __name__ == "__main__":

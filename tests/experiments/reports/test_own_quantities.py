@@ -8,7 +8,9 @@ import pytest
 
 from experiments import figures
 from experiments.archive import collecting
+from experiments.archive.tables import Collected
 from experiments.config.command_line import parse
+from experiments.reports.growth import growth_table
 from experiments.reports.roles import Choice
 from gradscope import frames
 from tests.commands import run
@@ -40,6 +42,10 @@ def several(model, x, *, generator=None):
 
 def without_columns(model, x, *, generator=None):
     return place(model, x).drop(columns=["depth_from_output", "num_samples"])
+
+
+def with_a_key(model, x, *, generator=None):
+    return place(model, x).assign(width=7)
 
 
 @pytest.fixture(autouse=True)
@@ -139,11 +145,17 @@ def test_curves_and_points_are_the_values_of_the_function(results):
         assert sorted(points) == sorted([depth * width**2 for depth in DEPTHS] for width in WIDTHS for _ in ACTIVATIONS)
 
 
-def test_a_frame_that_lacks_columns_names_the_function(tmp_path):
-    own = f"+measurement._target_={HERE}.without_columns"
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("without_columns", "a frame without depth_from_output, num_samples: make it with gs.frames.tidy"),
+        ("with_a_key", "a frame with the column 'width', but the key of this name needs this column"),
+    ],
+)
+def test_a_frame_with_wrong_columns_names_the_function(tmp_path, function, message):
+    own = f"+measurement._target_={HERE}.{function}"
     code, _, err = run("experiments.measure", own, f"results={tmp_path}", "model.depth=2", "model.width=4")
-    assert code == 1 and "Traceback (" not in err
-    assert "without_columns returned a frame without depth_from_output, num_samples: make it with gs.fr" in err
+    assert code == 1 and "Traceback (" not in err and f".{function} returned {message}" in err
 
 
 def test_a_sweep_that_is_continued_is_drawn_whole(tmp_path):
@@ -171,7 +183,21 @@ def test_widths_without_a_rate_are_no_points_of_the_convergence(tmp_path):
         profile(seed, 0.05, depth, width=width, batch_size=4, **plain).assign(depth=depth)
         for depth in (4, 10) for width in (50, 100) for seed in range(2)
     ])  # fmt: skip
-    made = figures.drawn("s", figures.Collected(frame, None, {}), [])
+    made = figures.drawn("s", Collected(frame, None, {}), [])
     (bars,) = made["convergence"].axes[0].containers
     assert len(bars[0].get_xdata()) == 2
     figures.write_png(made["convergence"], tmp_path / "convergence.png")
+
+
+def test_a_rate_is_offered_only_if_there_is_one():
+    shallow, deep = (
+        Collected(pd.concat([profile(0, 0.05, depth, model="mlp", data="noise", width=n) for n in (4, 8)]), None, {})
+        for depth in (5, 6)
+    )
+    assert growth_table(shallow.frame, ["width"])["rate"].isna().all()
+    with pytest.raises(ValueError, match=r"y=rate: .* six layers\); y= can be gsc\."):
+        figures.drawn("s", shallow, [], Choice(x="width", y="rate"))
+    assert growth_table(deep.frame, ["width"])["rate"].notna().all()
+    assert figures.drawn("s", deep, [], Choice(x="width")).keys() == {"rate_over_width"}
+    with pytest.raises(ValueError, match=r"y=nlc: .*; y= can be gsc, rate\."):
+        figures.drawn("s", deep, [], Choice(y="nlc"))
