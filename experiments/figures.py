@@ -29,8 +29,8 @@ from experiments.evidence import study
 from experiments.evidence.colors import COLORS
 from experiments.evidence.study import Claim
 from experiments.program import program
+from experiments.reports import chosen_figures, networks_page, pages, sweep_figures, terminal, training_figures
 from experiments.reports import growth as report_growth
-from experiments.reports import networks_page, pages, sweep_figures, terminal, training_figures
 from experiments.reports.roles import Choice
 from gradscope.files import printable, written
 
@@ -103,18 +103,23 @@ def drawn(name: str, collected: Collected, claims: list[Claim], choice: Choice =
     """The figures of a study or of another sweep.  Prints the claims, growth rates or accuracies."""
     title = sweep_figures.describe(collected)
     if choice:
-        return sweep_figures.by_choice(collected, labels.network_keys(collected.frame), choice, title)
+        return chosen_figures.by_choice(collected, choice, title)
     if (asked := study.find(name)) is not None:
         terminal.print_claims(claims, f"{asked.question} ({title})")
         return asked.figures(collected)
-    keys = labels.network_keys(collected.frame)
-    frame = labels.in_order(collected.frame, keys)
+    frame = collected.frame
     if collected.metrics is None:
+        if "gsc" not in {*frame["quantity"]}:
+            return chosen_figures.by_choice(collected, choice, title)
+        frame = frame[frame["quantity"].isin(sweep_figures.USUAL)]
+        keys = labels.network_keys(frame)
+        frame = labels.in_order(frame, keys)
         growth = report_growth.growth_table(frame, keys)
         terminal.print_growth(growth, keys, f"{name}: {title}")
         return sweep_figures.draw(frame, keys, growth, title)
-    metrics = labels.in_order(collected.metrics, keys)
-    frame, metrics = (labels.with_networks(table, keys) for table in (frame, metrics))
+    keys = labels.network_keys(frame)
+    tables = (labels.in_order(table, keys) for table in (frame, collected.metrics))
+    frame, metrics = (labels.with_networks(table, keys) for table in tables)
     terminal.print_learning(metrics, f"{name}: {title}")
     return training_figures.draw(frame, metrics, title, keys)
 
@@ -185,6 +190,10 @@ def _make(cfg: Config) -> tuple[str, list[Claim]]:
         raise ValueError(
             f"The results for {name} cannot be drawn ({type(error).__name__}: {error}): were they made by this study?"
         ) from error
+    if not figures:
+        raise ValueError(
+            f"Nothing was drawn, because no figure of {name} has data: {program('status')} says which runs are missing."
+        )
     if output.is_symlink():
         raise ValueError(f"{output} is a link; figures are written only into a folder: remove the link.")
     output.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,14 @@ def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataF
     if cfg.measurement is not None:
         random = experiment_seeds.generator(cfg.seed, "probes")
         frame = build.call(cfg.measurement, "measurement", model=model, x=x, generator=random)
+        target = cfg.measurement["_target_"]
         if not isinstance(frame, pd.DataFrame):
-            target = cfg.measurement["_target_"]
             raise TypeError(f"measurement._target_={target} returned a {type(frame).__name__}, not a pandas.DataFrame.")
+        if missing := [name for name in gs.frames.COLUMNS if name not in frame]:
+            raise ValueError(
+                f"measurement._target_={target} returned a frame without {', '.join(missing)}: make it with "
+                "gs.frames.tidy, or for one number per network with gs.frames.observed."
+            )
         return None, [frame]
     options: dict[str, Any] = {"reduction": cfg.reduction, "target": cfg.target, "rtol": cfg.rtol}
     with LateBar("profile", 1.0) as bar:
@@ -125,9 +130,15 @@ def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile 
         if len(frames) > MOST_FRAMES:
             frames = [pd.concat(frames, ignore_index=True)]
     # Joined first, because adding columns to many small frames takes as long as measuring.
-    frame = pd.concat(frames, ignore_index=True).assign(seed=np.repeat(seeds, num_rows))
-    of_run = {name: value for name, value in columns.columns(cfg, choices).items() if name != "seed"}
-    return profile, frame.assign(**of_run)
+    frame = pd.concat(frames, ignore_index=True)
+    of_run = columns.columns(cfg, choices)
+    if taken := [name for name in of_run if name in frame]:
+        raise ValueError(
+            f"measurement._target_={settings.measurement['_target_']} returned a frame with the column {taken[0]!r}, "
+            "but the key of this name needs this column: name yours differently."
+        )
+    del of_run["seed"]  # each row has its own
+    return profile, frame.assign(seed=np.repeat(seeds, num_rows), **of_run)
 
 
 if __name__ == "__main__":

@@ -146,10 +146,10 @@ def rates(growth: pd.DataFrame, title: str) -> dict[str, Figure]:
 def finite(rows: pd.DataFrame, y: str, quantity: str) -> pd.DataFrame:
     """The rows whose value is finite.  Prints for which networks values are left out."""
     good = np.isfinite(rows[y].astype(float))
+    why = "it needs six layers with GSC above zero" if quantity == "rate" else "missing, zero or not finite"
     if not good.any():
-        raise ValueError(f"Every value of {quantity} is missing, zero or not finite, so there is nothing to draw.")
+        raise ValueError(f"There is nothing to draw: no network has a finite {quantity} ({why}); draw another y=.")
     if not good.all():
-        why = "it needs six layers with GSC above zero" if quantity == "rate" else "missing, zero or not finite"
         left_out(f"{quantity} ({why})", rows.loc[~good, labels.NETWORK].unique())
     return rows[good]
 

@@ -57,11 +57,13 @@ def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def rate(row: pd.Series) -> float:
-    """Predicted growth rate per layer, over the half of the layers nearer the output; NaN if the theory has none."""
+    """Predicted growth rate per layer, over the half of the layers nearer the output; NaN if there is none."""
     if not predictable(row):
         return math.nan
     log10_gsc = profile(row).log10_gsc
     first, last = (len(log10_gsc) - 1) // 2, len(log10_gsc) - 2
+    if last <= first:
+        return math.nan
     return float(10 ** ((log10_gsc[first] - log10_gsc[last]) / (last - first)))
 
 
@@ -71,8 +73,14 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     One row per combination of ``keys``: the fields of `gradscope.Growth`, num_seeds, log10 GSC of the farthest layer
     with its standard error over seeds, and the predicted rate.  If a network has too few layers for a rate, the rate is
     NaN, and the verdict states the reason.
+
+    Raises:
+        ValueError: The frame has no rows of quantity "gsc".
     """
     rows = frames.to_last_target(frame[frame["quantity"] == "gsc"])
+    if rows.empty:
+        found = ", ".join(dict.fromkeys(frame["quantity"]))
+        raise ValueError(f"Growth rates need GSC, but these runs measured only {found}: choose what to draw with y=.")
     result = []
     for key, group in rows.groupby(keys, sort=False, observed=True, dropna=False):
         total = group.loc[group["depth_from_output"] == group["depth_from_output"].max()]

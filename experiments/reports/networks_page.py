@@ -12,7 +12,10 @@ from experiments.reports import growth, sweep_figures
 
 def write(name: str, collected: Collected, path: Path) -> Path:
     """Write the page and return its path; of training, the last step is shown, without theory."""
-    keys = labels.network_keys(collected.frame)
+    gsc = collected.frame[collected.frame["quantity"] == "gsc"]
+    if gsc.empty:
+        raise ValueError(f"html=true writes a page about GSC, which {name} did not measure: leave html=true out.")
+    keys = labels.network_keys(gsc)
     frame = labels.with_networks(labels.in_order(collected.frame, keys), keys)
     known = {} if "step" in frame else {
         "growth": growth.growth_table(frame, [labels.NETWORK]), "theory": growth.profiles(frame, [labels.NETWORK])

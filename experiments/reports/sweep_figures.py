@@ -21,12 +21,12 @@ from experiments.evidence.words import digits
 from experiments.reports import grids
 from experiments.reports import growth as report_growth
 from experiments.reports.grids import spread
-from experiments.reports.roles import Choice, assign
+from experiments.reports.roles import assign
 from gradscope import frames, plots
 from gradscope import meanfield as mf
 
 STATISTICS = ("preactivation_std", "sign_diversity")
-TRAINED = ("train_loss", "test_accuracy", "test_loss", "test_bits", "learning_rate", "images_per_second")
+USUAL = ("gsc", *STATISTICS)  # the quantities that are drawn by default
 FEWEST = 3  # rates are drawn against a key only if the key has at least this number of values
 MATRICES = 16  # heat maps per figure
 
@@ -38,15 +38,16 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     joined into one label.  If there are too many networks for one plot, `assign` decides which key is shown by color,
     by column and so on, and the growth rates get separate figures.
     """
+    frame, growth = (labels.with_networks(table, keys) for table in (frame, growth))
+    known = growth[growth["rate"].notna()]
     special: dict[str, Figure] = {}
     if set(keys) == {"weight_variance", "bias_variance"}:
         special = {"phase_diagram": _phases(frame, growth, title)}
     elif (
-        "width" in keys and growth["theory"].notna().all() and _curves_without(keys, growth) <= plots.MAX_DIRECT_LABELS
-    ):
-        special = {"convergence": _convergence(growth, keys, title)}
-    frame, growth = (labels.with_networks(table, keys) for table in (frame, growth))
-    known = growth[growth["rate"].notna()]
+        "width" in keys and len(known) and known["theory"].notna().all()
+        and _curves_without(keys, known) <= plots.MAX_DIRECT_LABELS
+    ):  # fmt: skip
+        special = {"convergence": _convergence(known, keys, title)}
     for reason, rows in growth[growth["rate"].isna()].groupby("verdict", sort=False):
         grids.left_out(f"growth rates ({reason})", rows[labels.NETWORK])
     profile = frame[frame["quantity"] == "gsc"]
@@ -80,77 +81,23 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     return special | figures | matrices
 
 
-def by_choice(collected: Collected, keys: list[str], choice: Choice, title: str) -> dict[str, Figure]:
-    """The figures that ``choice`` asks for, of every network."""
-    trained = collected.metrics is not None and choice.x != "layer" and choice.y not in {*collected.frame["quantity"]}
-    table = collected.metrics if collected.metrics is not None and trained else collected.frame
-    chosen = choice.keys(table)
-    keys = list(dict.fromkeys([*keys, *(key for of in chosen.values() for key in of)]))
-    table = labels.with_networks(labels.in_order(table, keys), keys)
-    roles = assign(table, keys, chosen)
-    known = [column for column in (TRAINED if trained else ()) if column in table]
-    known += [] if trained else [*dict.fromkeys(table["quantity"])] + ["rate"] * ("x" in chosen)
-    if choice.y is not None and choice.y not in known:
-        raise ValueError(f"y={choice.y}: there is no such quantity here; y= can be {', '.join(known)}.")
-    if "x" not in chosen:
-        made: dict[str, Figure] = {}
-        for quantity in [choice.y] if choice.y else [name for name in ("gsc", *STATISTICS, *TRAINED) if name in known]:
-            rows = table[table[quantity].notna()] if trained else _of_last_step(table[table["quantity"] == quantity])
-            x = (choice.x or "step") if trained else None
-            made |= grids.curves(rows, quantity, roles, title, x)
-        return made
-    (x,), y = chosen["x"], choice.y or ("test_accuracy" if trained else "rate")
-    values, words = _per_network(table, keys, y, trained)
-    return grids.points(labels.with_networks(values, keys), x, y, words, roles, title)
-
-
-def _per_network(table: pd.DataFrame, keys: list[str], y: str, trained: bool) -> tuple[pd.DataFrame, tuple[str, str]]:
-    """One row per network with ``value``, ``low`` and ``high``, the label of the axis, and what the bars are."""
-    if y == "rate":
-        growth = report_growth.growth_table(_of_last_step(table), keys)
-        return _as_points(growth)
-    column, where = y, "last record"
-    if not trained:
-        table, column = _of_last_step(table[table["quantity"] == y]), "value"
-        where, place = "last layer", "index"
-        if y == "gsc":
-            table, column = frames.to_last_target(table), "log10_value"
-            where, place = "farthest layer", "depth_from_output"
-        groups = table.groupby([*keys, "seed"], dropna=False, observed=True)
-        table = table[table[place] == groups[place].transform("max")]
-    runs = table[table[column].notna()].groupby([*keys, "seed"], dropna=False, observed=True, sort=False)
-    seeds = runs[column].last().groupby(keys, dropna=False, observed=True, sort=False)
-    mean, std = seeds.mean(), seeds.std()
-    values = pd.DataFrame({"value": mean, "low": mean - std, "high": mean + std}).reset_index()
-    label = f"{plots.LABELS.get(y, y.replace('_', ' '))}, {where}"
-    return values, (label, grids.seeded(seeds.size(), "bars: one standard deviation"))
-
-
-def _as_points(growth: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, str]]:
+def as_points(growth: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, str]]:
     """Growth rates as `grids.points` draws them, with the label of the axis and what the bars are."""
     words = grids.seeded(growth["num_seeds"], grids.INTERVAL, of_one=True)
     names = {"rate": "value", "rate_low": "low", "rate_high": "high"}
     return growth.rename(columns=names), ("GSC rate per layer (squared convention)", words)
 
 
-def _of_last_step(frame: pd.DataFrame) -> pd.DataFrame:
-    """The last record of every training run; the whole frame of measurements without training."""
-    if "step" not in frame:
-        return frame
-    runs = [name for name in ("run", labels.NETWORK, "seed") if name in frame]
-    return frame[frame["step"] == frame.groupby(runs, observed=True)["step"].transform("max")]
-
-
 def _many(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
     """Curves of each quantity in panels, and the rates against the numeric key with the most values."""
     roles, figures = assign(frame, keys), dict[str, Figure]()
-    for quantity in ("gsc", *STATISTICS):
+    for quantity in USUAL:
         if (frame["quantity"] == quantity).any():
             figures |= grids.curves(frame[frame["quantity"] == quantity], quantity, roles, title)
     counts = {key: growth[key].nunique() for key in keys if pd.api.types.is_numeric_dtype(growth[key])}
     x = max(counts, key=lambda key: counts[key], default=None)
     if x is not None and counts[x] >= FEWEST:
-        table, words = _as_points(growth)
+        table, words = as_points(growth)
         figures |= grids.points(table, x, "rate", words, assign(frame, keys, {"x": [x]}), title)
     return figures
 

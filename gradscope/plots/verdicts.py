@@ -38,10 +38,13 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
 
     Arguments:
         data: A frame with one row per network and the columns ``width``, ``rate``, ``rate_low`` and ``rate_high``, and
-            optionally ``theory``, the mean-field rate.  Or a tidy frame of GSC with the column ``width``, from which
-            the rates are computed.
+            optionally ``theory``, the mean-field rate.  Rows without a rate are left out.  Or a tidy frame of GSC with
+            the column ``width``, from which the rates are computed.
         hue: The column that determines the color of a curve.
         ax: Where to draw; a new figure by default.
+
+    Raises:
+        ValueError: A column is missing, every rate is null, or a curve has two points of one width.
 
     >>> rates = {"rate": 1.2, "rate_low": 1.1, "rate_high": 1.3, "theory": 1.25}
     >>> convergence(pd.DataFrame({"width": [50, 100], "norm": "layer", **rates}), hue="norm").texts[0].get_text()
@@ -56,6 +59,9 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
     require(frame, [*keys, "rate", "rate_low", "rate_high"], RATES)
     if frame.duplicated(keys).any():
         raise ValueError("A width occurs more than once in a curve: name the column that distinguishes them as hue=.")
+    frame = frame[frame["rate"].notna()]
+    if frame.empty:
+        raise ValueError("Every rate is null, so there is nothing to draw: a rate needs at least six layers.")
     ax, ends = axes(ax), []
     groups: list[tuple[Any, pd.DataFrame]] = (
         list(frame.groupby(hue, sort=False, observed=True)) if hue is not None else [("", frame)]

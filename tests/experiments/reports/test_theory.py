@@ -83,6 +83,16 @@ def test_the_figure_of_convergence():
     assert "a: mean field 1.070" in [text.get_text() for text in ax.texts]
 
 
+def test_networks_without_a_rate_are_left_out_of_the_figure_of_convergence():
+    rates = {"rate": [1.1, np.nan], "rate_low": [1.0, np.nan], "rate_high": [1.2, np.nan], "theory": 1.07}
+    frame = pd.DataFrame({"network": ["a", "b"], "width": 100, **rates})
+    ax = plots.convergence(frame, hue="network")
+    ax.figure.draw_without_rendering()
+    assert [text.get_text() for text in ax.texts] == ["a: mean field 1.070"]
+    with pytest.raises(ValueError, match=r"Every rate is null, .* at least six layers"):
+        plots.convergence(frame[1:], hue="network")
+
+
 def test_the_phase_diagram_shows_the_critical_line_and_the_points():
     weights, biases = np.linspace(0.2, 3, 12), np.linspace(0, 0.5, 10)
     diagram = mf.phase_diagram("tanh", weights, biases)
