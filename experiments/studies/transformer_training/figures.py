@@ -52,7 +52,8 @@ def _moving(frame: pd.DataFrame) -> Figure:
         table = signals.moving(frame, name)
         axes[row + 1, column].sharey(axes[row, column])
         for qk, ax in enumerate(axes[row : row + 2, column]):
-            _curves(ax, table.loc[bool(qk)], LEAST if name == "least_entropy" else None)
+            rows = table[table.index.get_level_values("qk_norm") == bool(qk)]
+            _curves(ax, rows, LEAST if name == "least_entropy" else None)
             if not name.startswith("log10"):
                 ax.set_yscale("log")
             if name == "loss":
@@ -74,7 +75,7 @@ def _curves(ax: Axes, table: pd.DataFrame, least: float | None) -> None:
     """The median over seeds and the range of one quantity, for each peak step size, not below ``least``."""
     rates = sorted(table.index.get_level_values("lr").unique())
     for color, rate in zip(ordered(len(rates)), rates, strict=True):
-        runs = table.loc[rate].clip(lower=least)
+        runs = table[table.index.get_level_values("lr") == rate].clip(lower=least)
         ax.plot(runs.columns, runs.median(), color=color, linewidth=1.4, label=f"{rate:g}")
         ax.fill_between(runs.columns, runs.min(), runs.max(), color=color, alpha=0.2, linewidth=0)
 
