@@ -73,7 +73,8 @@ def details(collected: Collected) -> str:
     return (
         f"From step 0 to the end of training, the mean of log10 GSC over runs {rises}. The standard deviation of "
         f"log10 GSC between runs, averaged over units, changes {listed(spread)} during training. "
-        f"In all runs and at all records, GSC of the units lies between {gsc.min():.2g} and {gsc.max():.2g}.\n\n"
+        f"In all runs and at all records, GSC from the units to the logits lies between "
+        f"{gsc.min():.2g} and {gsc.max():.2g}.\n\n"
         f"GSC from every unit to the logits, and the change of log10 GSC:\n\n{_before_after(frame, moved)}"
     )
 

@@ -163,7 +163,8 @@ although nearly all singular values have collapsed.
 
 - the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} random unit
   vectors u. This error is proportional to h if J is the derivative;
-- the area of the image of a square of side h, divided by h^2. For small h, this ratio tends to |det J|.
+- the area of the region to which the network maps a square of side h, divided by h^2. For small h, this ratio tends to
+  |det J|.
 
 **Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three networks have
 Gaussian weights: *linear*, *tanh* and *selu*. Two networks are controls: *orthogonal* is linear with uniformly random
@@ -197,8 +198,8 @@ look at norms and volumes. All layers are square. Normalization and ReLU are lef
     claims=claims,
     figures=figures.draw,
     captions={
-        "grid": "Image of a grid of the plane under a tanh network (blue), and under its linearization "
-        "at the center (orange).",
+        "grid": "A grid of the plane, mapped by a tanh network (blue) and by the linearization of the network at the "
+        "center of the grid (orange).",
         "steps": "Errors of the linearization against the step size h, one curve per initialization. Left: "
         "relative error of the linearization. Right: relative difference between the scaling of areas and |det J|.",
         "volume": "Singular values of the Jacobian from the input to each layer. Top: logarithms of three means "
