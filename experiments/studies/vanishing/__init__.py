@@ -88,10 +88,8 @@ def details(collected: Collected) -> str:
 
 def _quarter(frame: pd.DataFrame) -> Claim:
     factor = numbers.rate(frame, *SIGMOID)
-    says = (
-        "In a sigmoid network, the gradient norm shrinks toward the input to a quarter or less per layer, on average "
-    )
-    says += "over layers"
+    says = "In a sigmoid network, the gradient norm shrinks toward the input to a quarter or less per layer, "
+    says += "on average over layers"
     because = f"factor per layer: {factor}; mean field: {numbers.in_theory(1):.4f}; upper bound: {SLOPE:g}"
     return Claim(says, factor.below(SLOPE), because)
 
