@@ -56,7 +56,7 @@ def claims(collected: Collected) -> list[Claim]:
         )
     for pooling in POOLINGS:
         left = geometric_mean(changes(frame, pooling, FIRST))
-        says = f"After {POOLED[pooling]} a map is nearly invariant to a shift by {FIRST} pixel"
+        says = f"After {POOLED[pooling]}, a map is nearly invariant to a shift by {FIRST} pixel"
         because = f"change divided by the distance between the maps of two images: {left}; nearly invariant: below "
         because += f"{SMALL:g}"
         made.append(Claim(says, left.below(SMALL), because))
@@ -150,8 +150,8 @@ are filled by mirroring the image. We measure the maps after the first two ReLUs
 full map, every second pixel of every second row (**subsampling**), and the map after {WINDOW} x {WINDOW} max or average
 pooling with stride {WINDOW}.
 
-- The **change** of a map is its difference before and after the shift of the image, divided by the distance between the
-  maps of two images. Difference and distance are root mean squares over images.
+- The **change** of a map is the difference between the map before and after the shift of the image, divided by the
+  distance between the maps of two images. Difference and distance are root mean squares over images.
 - A **factor** is the change of the pooled or subsampled map, divided by the change of the full map. For each seed, we
   take the geometric mean over the maps of both ReLUs.
 """,

@@ -271,10 +271,10 @@ these networks and each seed, we try the learning rates {measurement.learning_ra
 training loss. A quarter of the digits is held out for the test accuracy.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over {num_seeds} seeds, which draw weights, digits and the order of training.
-Differences and ratios are paired by seed. Their intervals are simultaneous over the four networks (Bonferroni). Claims
-and constants were fixed before the reported seeds were run, after a trial with one other seed. The results are for
-small networks, few steps and one optimizer.
+Intervals are 95 % Student's t intervals over {num_seeds} seeds. Each seed draws other weights and digits, and trains
+in another order. Differences and ratios are paired by seed. Their intervals are simultaneous over the four networks
+(Bonferroni). Claims and constants were fixed before the reported seeds were run, after a trial with one other seed. The
+results are for small networks, few steps and one optimizer.
 """,
     claims=claims,
     figures=figures,

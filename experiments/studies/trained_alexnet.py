@@ -54,8 +54,8 @@ def answer(collected: Collected) -> str:
         farthest.append(f"10^{change.value:+.2f} in {_unit(unit)} of {_name(model)}")
     return (
         f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. After training, GSC from a "
-        "unit (layer, activation or pooling) to the logits, averaged over runs, is lower than before training in "
-        f"{listed(fallen)}. The largest change in each network multiplies GSC by {listed(farthest)}."
+        "unit (input, layer, activation or pooling) to the logits, averaged geometrically over runs, is lower than "
+        f"before training in {listed(fallen)}. The largest change in each network multiplies GSC by {listed(farthest)}."
     )
 
 
@@ -72,8 +72,9 @@ def details(collected: Collected) -> str:
     rises = f"rises only in {', '.join(rising)}" if rising else "rises in no unit"
     return (
         f"From step 0 to the end of training, the mean of log10 GSC over runs {rises}. The standard deviation of "
-        f"log10 GSC between runs, averaged over units, changes {listed(spread)} during training. All values of GSC lie "
-        f"between {gsc.min():.2g} and {gsc.max():.2g}.\n\n"
+        f"log10 GSC between runs, averaged over units, changes {listed(spread)} during training. "
+        f"In all runs and at all records, GSC from the units to the logits lies between "
+        f"{gsc.min():.2g} and {gsc.max():.2g}.\n\n"
         f"GSC from every unit to the logits, and the change of log10 GSC:\n\n{_before_after(frame, moved)}"
     )
 
@@ -164,7 +165,8 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             + ", ".join(f"{_unit(where)} by {final[seed][where]:+.2f}" for seed, where in farthest.items()),
         ),
         Claim(
-            f"GSC from the input of {name} changes more in the first quarter of training than in the rest",
+            f"GSC from the input of {name} to the logits changes more in the first quarter of training than in the "
+            "rest",
             early.above(0.5),
             "absolute changes of log10 GSC from record to record, summed over the first quarter and divided by the sum "
             f"over the whole training: {early}; required: above 0.5",
@@ -221,8 +223,9 @@ because dropout lowers the accuracy if there are few epochs ([decisions](../deci
 ([results](../../results/README.md)).
 
 Every {{monitor.every}} steps, GSC from every unit to the logits is measured exactly, always on the same
-{{monitor.batch_size}} test images. One such measurement is a **record**. A **unit** is a layer, activation or pooling.
-The reshape before the first fully connected layer is left out, because its GSC equals GSC of the unit before it.
+{{monitor.batch_size}} test images. One such measurement is a **record**. A **unit** is the input, a layer, an
+activation or a pooling. The reshape before the first fully connected layer is left out, because its GSC equals GSC of
+the unit before it.
 
 The **change** of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means that
 the mean change over runs is between -{ORDER:g} and {ORDER:g}. For the square root of GSC, which part of the literature

@@ -24,11 +24,12 @@ def answer(collected: Collected) -> str:
     images = [claim.holds for claim in of.images(frame)]
     return (
         f"Convolutions {keep} the symmetry up to rounding (a feature map shifts with the image) away from the border, "
-        "if the shift is a multiple of the total stride of the map; the symmetry is broken by "
+        "if the shift is a multiple of the product of all strides up to the map; the symmetry is broken by "
         f"{listed(breaks)}. A shift by one pixel changes the output of an AlexNet by {before:.2f} times the distance "
         f"between the outputs for two images at initialization, and by {after:.2f} times this distance after training. "
-        f"We test {len(images)} properties of images whose statistics are the same at all positions: CIFAR-10 is "
-        f"shown to have {images.count(True)} of these {len(images)}, and to lack {images.count(False)}."
+        f"If the statistics of images are the same at all positions, the images have {len(images)} properties that we "
+        f"test; CIFAR-10 is shown to have {images.count(True)} of these {len(images)}, and to lack "
+        f"{images.count(False)}."
     )
 
 
@@ -48,8 +49,8 @@ def details(collected: Collected) -> str:
         "the outputs for two images. The last two columns are the factors by which training multiplies the change and "
         "the distance:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
-        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. Training multiplies its "
-        "relative change by the factor of the change, divided by the factor of the distance. "
+        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. Training multiplies the "
+        "relative change of the AlexNet by the factor of the change, divided by the factor of the distance. "
         f"{winner} contributes more."
     )
 
@@ -83,34 +84,36 @@ positions. The relative error of the map is sqrt(sum |f(T x) - T' f(x)|^2 / sum 
 positions. Each x is a mosaic of four images, because late maps see a window larger than one image. Positions that
 depend on the border or on pixels that the shift brings in are left out.
 
-The error at the border is measured with a circular shift by a multiple of the total stride of every map. So only zero
-padding can break the symmetry.
+The error at the border is the same relative error over all positions, also those at the border, for a circular shift:
+pixels that leave the image at the right enter it at the left. The shift is a multiple of the total stride of every map,
+so stride does not break the symmetry. Only zero padding can break it.
 
 **Invariance.** The output f(x) is the vector of logits for an image x, and T shifts the image. Pixels missing at the
 border are filled by reflection. The *change* of the output is |f(T x) - f(x)|. The *distance* is |f(x) - f(x')| for
 another image x'. Both are root mean squares over images, divided by the root mean square of the outputs. The *relative
 change* is the change divided by the distance.
 
-For the effect of **pooling**, f(x) is not the output but a map after the first or second ReLU: the full map, every
-second pixel of every second row, or the map after 2 x 2 max or average pooling. In claims, the relative change of
-a pooled map is the geometric mean of four values: after each of the two ReLUs, before and after training.
+For the effect of **pooling**, f(x) is a map after the first or second ReLU instead of the output. We compare the full
+map, the map of every second pixel in every second row, and the map after 2 x 2 max or average pooling. In claims, the
+relative change of a pooled map is the geometric mean of four values: after each of the two ReLUs, before and after
+training.
 
 **Networks.** AlexNet B has four 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. The
-fully connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
+fully connected ReLU network has {CONNECTED_DEPTH} hidden layers of {CONNECTED_WIDTH} neurons. Both are trained by
 {{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of CIFAR-10, which are
 mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for training.
 
 **Stationarity** is measured on gray values of {{measurement.num_images}} images. Images are stationary if their
 statistics are the same at all positions. We measure how much the mean and the variance of a pixel differ between
 positions. In stationary images, the covariance of two pixels depends only on the displacement between them. We take the
-covariances of all pairs of pixels and measure which fraction of their variance the displacement explains. We do the
-same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its standard deviation over
-positions is divided by 1 - (mean of r).
+covariances of all pairs of pixels and measure which fraction of the variance of these covariances the displacement
+explains. We do the same for correlations. The correlation r of neighbors is near 1 and cannot vary much, so its
+standard deviation over positions is divided by 1 - (mean of r).
 
-A statistic of a pixel or of a pair of pixels has a sampling error, which would enlarge its variance over positions or
-pairs. So the deviation of the statistic from its mean over positions or pairs is estimated twice, once from each half
-of the images. The squared deviation is replaced by the product of the two estimates. Their sampling errors are
-independent, so they cancel on average.
+A statistic of a pixel or of a pair of pixels has a sampling error. This error would enlarge the measured variance of
+the statistic over positions or pairs. So the deviation of the statistic from its mean over positions or pairs is
+estimated twice, once from each half of the images. The squared deviation is replaced by the product of the two
+estimates. Their sampling errors are independent, so they cancel on average.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in the initialization, the measured

@@ -111,12 +111,12 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     made, changes = [], {when: change(frame, CONVOLUTIONAL, when) for when in WHEN}
     for when, words in WHEN.items():
         found = mean(changes[when])
-        says = f"{words.capitalize()} the output of the AlexNet is nearly invariant to a shift by one pixel"
+        says = f"{words.capitalize()}, the output of the AlexNet is nearly invariant to a shift by one pixel"
         because = f"change of the output divided by the distance between the outputs for two images: {found}; nearly "
         because += f"invariant: below {SMALL:g}"
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
-        says = f"{words.capitalize()} the AlexNet is nearer to invariance than the fully connected network"
+        says = f"{words.capitalize()}, the AlexNet is nearer to invariance than the fully connected network"
         of = "relative change of the AlexNet / of the fully connected network"
         made.append(_lower(says, changes[when] / change(frame, CONNECTED, when), of))
     before, after = changes.values()
@@ -146,8 +146,8 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     """Whether training changes the distance between images by a larger factor than the response to a shift."""
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
-    says = "Exploratory: training increases the distance between outputs more than it lowers the change under a shift"
-    says += " (as factors)"
+    says = "Exploratory: training increases the distance between outputs by a larger factor than that by which it "
+    says += "lowers the change under a shift"
     because = f"product of the factors by which training multiplies distance and change: {found}; claimed: above 1"
     return Claim(says, found.above(1), because)
 
@@ -164,8 +164,8 @@ def images(frame: pd.DataFrame) -> list[Claim]:
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
-        because = f"of the variance of the {name} over pairs of pixels, the displacement explains a fraction of "
-        because += f"{found}; required: above {EXPLAINED:g}"
+        because = f"fraction of the variance of the {name}s (one for each pair of pixels) that the displacement "
+        because += f"explains: {found}; required: above {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
     because = f"{spread} correlation r of neighbors{divided} 1 - (mean of r): {found}; {same}"

@@ -77,7 +77,7 @@ map.
 A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} convolutions of size 3 x 3 with ReLU,
 {{model.channels}} channels, He initialization and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels
 ({{data.batch_size}} samples per seed, {{num_seeds}} seeds). GSC from input to output is estimated from {{probes}}
-probes. We compare stacks with equal weights:
+random vectors ([probes](../glossary.md)). We compare stacks with equal weights:
 
 - **circular**: stride 1, no pooling, and circular padding, which joins opposite borders to a torus. This stack is the
   **reference**.
@@ -96,16 +96,16 @@ GSC, because at the border some weights multiply zeros. Average pooling of m pix
 pixels of a window are equal, the factor is 1 / m.
 
 Let h_1, ..., h_m be the pre-activations in a window, with variance 1. Max pooling multiplies GSC by
-P(max h_i > 0) / E[max(h_1, ..., h_m, 0)^2]. Reason for the numerator: Max pooling passes each gradient to the largest
-pixel of a window. This pixel is positive more often than others, so the ReLU before the pooling passes more of the
-gradient. The denominator is the mean square of the pooled map. In the first layer, the pre-activations of a window are
-uncorrelated, because the input is white noise. With every further layer, they become more similar.
+P(max h_i > 0) / E[max(h_1, ..., h_m, 0)^2]. The numerator has this reason: max pooling passes each gradient
+to the largest pixel of a window. This pixel is positive more often than others, so the ReLU before the pooling passes
+more of the gradient. The denominator is the mean square of the pooled map. In the first layer, the pre-activations of a
+window are uncorrelated, because the input is white noise. With every further layer, they become more similar.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of log GSC over seeds, which differ in weights and inputs. The stacks have
 finitely many channels, so we accept a deviation from mean field of {100 * (TOLERANCE - 1):.0f} % per layer (chosen
-after trial runs). All inputs are white noise. In images, neighboring pixels are correlated, so average pooling should
-lower GSC by a larger factor than here, already in the first stage.
+after trial runs). All inputs are white noise. In images, neighboring pixels are similar, so averaging cancels
+less of the map in the first stages. Average pooling should therefore lower GSC by a larger factor than here.
 """,
     claims=claims,
     answer=answer,

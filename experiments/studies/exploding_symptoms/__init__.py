@@ -53,10 +53,10 @@ def answer(collected: Collected) -> str:
     return (
         f'The signal "{WORDS[most]}" announces the failure of {alarms.announced(warned)}, with a median lead of '
         f"{alarms.typical(warned)}; it fires when {MEANINGS[most]}. It also fires in {alarms.false_alarms(most)} that "
-        "do not fail (false alarms). Signals whose rate of false alarms is shown to be below "
-        f"{100 * MOST_FALSE_ALARMS:g} % "
+        "do not fail (false alarms). Reliable signals "
         f"({decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}) announce the failure of {alarms.announced(sure)}, "
-        f"with a median lead of {alarms.typical(sure)}."
+        f"with a median lead of {alarms.typical(sure)}; a signal is reliable if its rate of false alarms is shown to "
+        f"be below {100 * MOST_FALSE_ALARMS:g} %."
     )
 
 
@@ -79,8 +79,9 @@ def details(collected: Collected) -> str:
         parts.append(f"The signal that is most often first is {names}, in {first.max()} runs that fail.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            f"No claim is made about the signals of the method that never fired: {decide.names_in_words(silent)}. "
-            f"The largest GSC of all runs at step 0 is 10^{alarms.table['log10_gsc_at_start'].max():.1f}."
+            f"Signals that fired in no run, and about which no claim is made: {decide.names_in_words(silent)}. "
+            "At step 0, the largest GSC from any layer to the logits in any run is "
+            f"10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
         parts.append('The signal "loss jump" tests the same number as the failure: the loss.')
@@ -139,8 +140,8 @@ Fully connected networks without skip connections (depth {DEPTH}, width {WIDTH})
 They are trained by SGD with momentum in float32. There are {{num_seeds}} seeds for each pair of network and peak
 learning rate. The learning rate rises linearly to its peak over the {NUM_STEPS} steps of a run (range test,
 L. N. Smith, arXiv:1506.01186). So a run may learn at first and fail later. Gradients of relu+batch, tanh+layer and selu
-explode at initialization; the other networks are relu and tanh. GSC is estimated from {NUM_PROBES} probes, the same at
-every step, on {NUM_IMAGES} test images.
+explode at initialization; the other networks are relu and tanh. GSC is estimated from {NUM_PROBES} random vectors
+([probes](../glossary.md)), the same at every step, on {NUM_IMAGES} test images.
 
 A run **fails** at the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10. Guessing among the 10
 classes gives the loss ln 10. **Controls** are the runs that do not fail. A control has **learned** if its last loss is

@@ -56,7 +56,8 @@ def update_first(alarms: Alarms) -> Claim:
     update = alarms.part(first["update"])
     others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
-        'At these thresholds, "update" fires first (alone or at the same step as others) in most announced failures',
+        'At these thresholds, "update" fires first (alone or at the same step as others) in most failures that any '
+        "signal announces",
         update.most,
         f"{update}; runs in which another signal is first (alone or not): {others or 'none'}; false alarms of "
         f'"update": {alarms.false_alarms("update")}',
@@ -75,7 +76,7 @@ def reliable(alarms: Alarms) -> list[Claim]:
     return [
         _most("Together, the reliable signals announce most failures", alarms, sure, perhaps, together),
         _most(f"Exploratory: reliable signals announce most of the failures after step {LATE}", alarms, *after),
-        _most("Exploratory: reliable signals without the loss jump announce most failures", alarms, *others),
+        _most("Exploratory: reliable signals other than the loss jump announce most failures", alarms, *others),
         Claim(
             f"In most failures that a reliable signal announces, the first such signal fires at least {FEW_STEPS} "
             "steps before the failure",

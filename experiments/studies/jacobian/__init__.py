@@ -122,7 +122,7 @@ def _identity(frame: pd.DataFrame) -> Claim:
     )
     smallest = float((norms - volumes).to_numpy().min())
     return Claim(
-        "ln qm(J) is at least the mean log singular value, up to rounding (an identity)",
+        "ln qm(J) is at least the mean log singular value, up to rounding (a theorem)",
         smallest >= -ROUNDING,
         f"{norms.size} layers in all runs of {len(DEEP)} networks; smallest difference: "
         + (f"{smallest:.3g}" if abs(smallest) > ROUNDING else f"within {ROUNDING:g} of 0"),
@@ -153,7 +153,8 @@ STUDY = Study(
     answer=answer,
     use="""
 Use the Jacobian to predict the effect of small changes, and check whether the change is small enough. In deep networks,
-look at both norm and effective rank: the norm can be stable although nearly all singular values have collapsed.
+look at both the norm and the effective rank of J (about how many directions carry the norm). The norm can be stable
+although nearly all singular values have collapsed.
 """,
     method=f"""
 **A map of the plane.** A tanh network R^2 -> R^2 (depth {PLANE_DEPTH}, width {PLANE_WIDTH}, weight variance
@@ -162,7 +163,8 @@ look at both norm and effective rank: the norm can be stable although nearly all
 
 - the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} random unit
   vectors u. This error is proportional to h if J is the derivative;
-- the area of the image of a square of side h, divided by h^2. For small h, this ratio tends to |det J|.
+- the area of the region to which the network maps a square of side h, divided by h^2. For small h, this ratio tends to
+  |det J|.
 
 **Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three networks have
 Gaussian weights: *linear*, *tanh* and *selu*. Two networks are controls: *orthogonal* is linear with uniformly random
@@ -188,16 +190,16 @@ changes ln|det J| / n by the mean of ln|det W| / n, which is sum_i (digamma(i/2)
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations and input points. For both controls, the changes per layer
 are known beforehand, so the controls check the measurement. All numbers are exact up to rounding in float64. At the
-smallest step, the rounding error of the area is visible. Volume also collapses in the linear network, so a collapse is
-mainly an effect of the Gaussian weights. In tanh networks, changes per layer become constant only after many layers, so
-their mean depends on the depth. The effective rank and the controls were added after a first look at norms and volumes.
-All layers are square. Normalization and ReLU are left out, because they make J singular.
+smallest step h, the rounding error of the area is visible in the figure. Volume also collapses in the linear
+network, so a collapse is mainly an effect of the Gaussian weights. In tanh networks, changes per layer become constant
+only after many layers, so their mean depends on the depth. The effective rank and the controls were added after a first
+look at norms and volumes. All layers are square. Normalization and ReLU are left out, because they make J singular.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "grid": "Image of a grid of the plane under a tanh network (blue), and under its linearization "
-        "at the center (orange).",
+        "grid": "A grid of the plane, mapped by a tanh network (blue) and by the linearization of the network at the "
+        "center of the grid (orange).",
         "steps": "Errors of the linearization against the step size h, one curve per initialization. Left: "
         "relative error of the linearization. Right: relative difference between the scaling of areas and |det J|.",
         "volume": "Singular values of the Jacobian from the input to each layer. Top: logarithms of three means "

@@ -179,17 +179,19 @@ networks than without this scaling.
 `gs.models.GPT` has width {{model.width}}, {{model.heads}} heads, GELU, LayerNorm, weights of variance 1 / fan_in, no
 biases, and an embedding with mean square 1. Its input is {{data.batch_size}} windows of {{data.length}} bytes of
 Python's documentation (`data=text`). Each of {{num_seeds}} seeds has its own weights and windows. We measure GSC from
-the embedding to the logits, with {{measurement.num_probes}} probes, in networks of
+the embedding to the logits, with {{measurement.num_probes}} random vectors ([probes](../glossary.md)), in networks of
 {", ".join(map(str, DEPTHS[:-1]))} and {DEPTHS[-1]} blocks. The depth is the number of blocks.
 
 A block has two branches f, attention and MLP. A branch turns the residual stream x into x + f(norm(x)) (**pre-norm**)
-or norm(x + f(x)) (**post-norm**). We compare GSC of a branch with and without its skip connection. If x is k times as
-long as the output of f, the skip connection divides GSC - 1 by k^2 + 1 (study [residual](residual.md)).
+or norm(x + f(x)) (**post-norm**). We compare GSC of a branch with and without its skip connection. Let k be the
+length of x divided by the length of the output of f. Then the skip connection divides GSC - 1 by k^2 + 1 (study
+[residual](residual.md)).
 
-- With post-norm, k is the same in every block. So we expected every block to multiply GSC by the same factor. Over many
-  blocks, this gives an exponential of the depth.
-- With pre-norm, the residual stream grows, and k^2 in block l is proportional to l. So we expected block l to multiply
-  GSC by about 1 + c / l with a constant c. Over many blocks, this gives a power of the depth.
+- With post-norm, this ratio k of lengths is the same in every block. So we expected every block to multiply GSC by the
+  same factor. Over many blocks, this gives an exponential of the depth.
+- With pre-norm, the residual stream grows, and the squared ratio k^2 of lengths in block l is proportional to l. The
+  skip connection divides GSC - 1 by k^2 + 1. So we expected that GSC - 1 of block l is about c / l with a constant c,
+  that is, that block l multiplies GSC by about 1 + c / l. Over many blocks, this gives a power of the depth.
 
 **Exponential or power.** "Early" is the growth of log GSC per block from depth {WINDOW[0]} to {WINDOW[1]}, and "late"
 is the growth per block from depth {WINDOW[1]} to {WINDOW[2]}. The ratio late / early is 1 for an exponential and
@@ -223,13 +225,14 @@ which have no attention.
 
 Claims and thresholds are those of an earlier sweep with other seeds (0 to 7), which measured GSC to the last block
 instead of the logits. Exploratory claims were added after that sweep. Tolerances for theory were set after a
-comparison with two networks of depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims on
-exponential and power were extended to networks whose GSC decays with depth.
+comparison with two networks of depth {DEPTHS[0]} with other seeds. After a pilot with narrow networks, the claims of
+growth as an exponential or a power were extended to networks whose GSC decays with depth.
 
-**The earlier sweep also had networks without normalization; here they are left out.** Their residual stream grows
-exponentially with the depth, so float32 soon cannot represent their attention scores precisely enough. GSC in float32
-and in float64 then differ by orders of magnitude. The claim that their GSC does not explode was dropped with these
-networks. The earlier sweep had contradicted this claim in the shallowest of them.
+**Networks without normalization are left out here; only the earlier sweep had them.** Their residual stream grows
+exponentially with the depth. So in deep networks without normalization, float32 cannot represent the attention scores
+precisely enough: GSC in float32 and GSC in float64 differ by orders of magnitude. The earlier sweep also tested the
+claim that GSC of networks without normalization does not explode. It contradicted this claim for the shallowest ones.
+The claim was dropped with these networks.
 """,
     claims=claims,
     figures=figures.draw,

@@ -86,7 +86,7 @@ def _gsc(frame: pd.DataFrame, norm: str) -> Claim:
 
 
 def _differences(measured: pd.DataFrame, predicted: pd.DataFrame) -> dict[int, Mean]:
-    """The mean difference at each depth; its intervals hold together at 95 %."""
+    """The mean difference at each depth; its intervals are simultaneous."""
     errors = measured - predicted
     return {int(depth): means.mean(errors[depth], comparisons=len(DEPTHS)) for depth in DEPTHS}
 
@@ -96,7 +96,8 @@ def _rises(frame: pd.DataFrame) -> Claim:
     ends = [numbers.shares(frame, "pre", branch).iloc[:, [0, -1]] for branch in BRANCHES]
     found = [means.mean(end.iloc[:, 1] - end.iloc[:, 0], comparisons=len(ends)) for end in ends]
     return Claim(
-        f"With pre-norm, skip connections have a larger share in the last of {DEPTHS[-1]} blocks than in the first",
+        f"With pre-norm, the skip share (see the method) is larger in the last of {DEPTHS[-1]} blocks than in the "
+        "first",
         means.all_of(*(one.above(0.0) for one in found)),
         "skip share of the last block minus that of the first: "
         + listed(f"{one:+} ({branch})" for one, branch in zip(found, BRANCHES, strict=True)),

@@ -80,7 +80,7 @@ def details(collected: Collected) -> str:
     larger = ", ".join(f"{numbers.rate(frame, *SIGMOID, scale).value:.3f} for {scale**2} / n" for scale in SCALES)
     inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
-        f"Factor per layer of the sigmoid network, by its weight variance: {larger}.\n\n"
+        f"Factor per layer of the gradient norm in the sigmoid network, by its weight variance: {larger}.\n\n"
         f"Rate, mean field and verdict are those of GSC:\n\n{_network_table(frame)}\n\n"
         f"The chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
     )
@@ -88,7 +88,8 @@ def details(collected: Collected) -> str:
 
 def _quarter(frame: pd.DataFrame) -> Claim:
     factor = numbers.rate(frame, *SIGMOID)
-    says = "In a sigmoid network, the gradient norm shrinks to a quarter or less per layer, on average over layers"
+    says = "In a sigmoid network, the gradient norm shrinks toward the input to a quarter or less per layer, "
+    says += "on average over layers"
     because = f"factor per layer: {factor}; mean field: {numbers.in_theory(1):.4f}; upper bound: {SLOPE:g}"
     return Claim(says, factor.below(SLOPE), because)
 
@@ -136,8 +137,8 @@ STUDY = Study(
     question="Do gradients vanish because the slope of a sigmoid is at most 1/4?",
     answer=answer,
     use="""
-Do not conclude from the slope of an activation that gradients vanish. Measure the factor per layer, or GSC, with the
-weights and the normalization of your network.
+Do not conclude from the slope of an activation that gradients vanish. Measure the factor by which the
+gradient norm changes per layer, or GSC, with the weights and the normalization of your network.
 """,
     method=f"""
 **By hand.** A chain has two hidden sigmoid units and a sigmoid output, a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2), and
@@ -185,7 +186,8 @@ the same depth and width.
         "of logarithms over seeds, bands one standard deviation.",
         "chains": "Derivative of the last unit of a chain of sigmoids with respect to the first unit, against the "
         "number of units, and the bound of this derivative. The colors stand for small and large weights.",
-        "weights": "Factor per layer of a sigmoid network against its weight variance. Bars are 95 % intervals.",
+        "weights": "Factor per layer of the gradient norm in a sigmoid network, against its weight variance. Bars are "
+        "95 % intervals.",
     },
     details=details,
 )

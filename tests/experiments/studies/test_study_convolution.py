@@ -139,7 +139,7 @@ def says(collected):
         ("equivariance_error", 0.01, "Shifts by one or two pixels", False),
         ("border_error", 0.0, "Zero padding breaks", False),
         ("class_agreement", 1.0, "After training, nine of ten", True),
-        ("invariance_error", 1e3, "After training the output of the AlexNet", False),
+        ("invariance_error", 1e3, "After training, the output of the AlexNet", False),
         ("mean_spread", 0.0, "The mean of a pixel", True),
         ("covariance_explained", 0.99, "The covariance of two pixels", True),
         ("correlation_spread", 0.5, "Neighboring pixels", False),
@@ -213,7 +213,7 @@ def test_relative_invariance_is_taken_apart(published, moved, apart, holds, word
     once = trained(published, "invariance_error", moved, spread=0.05)
     collected = trained(once, "contrast", apart)
     found = says(collected)
-    assert [verdict for text, verdict in found.items() if "more than it lowers" in text] == [holds]
+    assert [verdict for text, verdict in found.items() if "by a larger factor" in text] == [holds]
     smaller = "Exploratory: training lowers the change of the output under a shift by one pixel"
     assert found[smaller] is (True if moved < 1 else None)
     assert found["Exploratory: training increases the distance between the outputs for two images"] is True

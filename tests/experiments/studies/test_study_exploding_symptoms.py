@@ -36,7 +36,7 @@ def verdicts(collected):
 
 # Words of claims.
 ANNOUNCES, SILENT, TELLS = "announces most failures", "never fires", "fires more often"
-RELIABLE, OTHER, EARLY, LATE = "Together, the reliable", "without the loss", "first such signal", "after step 10"
+RELIABLE, OTHER, EARLY, LATE = "Together, the reliable", "other than the loss", "first such signal", "after step 10"
 LARGEST = "network with the largest GSC"
 
 

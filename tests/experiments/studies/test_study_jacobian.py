@@ -178,7 +178,7 @@ def told(rates=(), *, power=1.0, area=1e-8, rank=3.0, noise=1e-4, transient=0.0,
 SAYS = {
     "slope": ("error of the linearization",),
     "area": ("small squares",),
-    "identity": ("an identity",),
+    "identity": ("a theorem",),
     "norm": ("quadratic mean norm", "tanh"),
     "volume": ("The volume of the tanh network",),
     "gaussian": ("a Gaussian matrix",),

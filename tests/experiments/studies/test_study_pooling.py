@@ -52,7 +52,7 @@ def holds(collected):
 
 
 GAINS, FADES = "After max pooling, a map changes less under a shift by 3 pixels", "Max pooling helps less for shifts by"
-INVARIANT = "After max pooling a map is nearly invariant to a shift by 1 pixel"
+INVARIANT = "After max pooling, a map is nearly invariant to a shift by 1 pixel"
 SECOND = "Subsampling"
 RISING, FALLING = (np.linspace(*ends, len(SHIFTS)) for ends in ((0.5, 0.9), (0.9, 0.5)))
 

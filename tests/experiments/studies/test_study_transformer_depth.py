@@ -78,7 +78,7 @@ def test_an_exponential_and_a_power_are_told_apart():
 
 def test_noise_decides_nothing():
     claims = transformer_depth.claims(collected(story(), spread=10.0))
-    certain = ("squared length", "band", "larger share")  # of these, the noise has another size
+    certain = ("squared length", "band", "larger in the last")  # of these, the noise has another size
     noisy = [claim.holds for claim in claims if not any(words in claim.says for words in certain)]
     assert set(noisy) == {None}
 
@@ -108,7 +108,7 @@ def test_theory_that_is_right_and_wrong(quantity, off, words):
     wrong = functools.partial(only, transformer_depth.claims(collected(story(), seeds=16, theory={quantity: off})))
     for norm in map(numbers.name, NORMS):
         assert right(f"With {norm}", words).holds is True and wrong(f"With {norm}", words).holds is False
-    assert right("larger share in the last").holds is True
+    assert right("larger in the last").holds is True
     assert (
         f"{-off:+.4g}"[:4] in wrong("With pre-norm", words).because
         or "0 of 80 runs" in wrong("With pre-norm", words).because
