@@ -14,6 +14,7 @@ from experiments.archive.tables import Collected
 from experiments.evidence.study import VERDICTS, Claim, Study, results
 from experiments.evidence.words import listed, table
 from experiments.program import program
+from experiments.reports.claims import claim_list
 from gradscope.files import printable, written
 
 LEGEND = (
@@ -26,16 +27,6 @@ INTRODUCTION = (
     "95 % interval. The page of a study explains its networks, signals and other terms."
 )
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
-RULE = (
-    "Brackets after a number contain its 95 % interval. A claim is supported if it is true for every value in its "
-    "interval, contradicted if it is true for no value in it, and undecided otherwise. A claim with several intervals "
-    "is supported if every one supports it, and contradicted if at least one contradicts it. If a number has no "
-    "interval, the claim is supported if it is true for this number, and contradicted otherwise. Some claims have "
-    'another rule, which the claim or the method states. "No spread" means that both ends of the interval are equal up '
-    "to rounding."
-)
-EXPLORATORY = 'Claims that begin with "Exploratory" were added after a first look at the data.'
-CHECKED = "*Checked* claims are theorems or identities, tested up to rounding. Only a bug could make such a test fail."
 GLOSSARY = """
 - **GSC**, the gradient scale coefficient ([formula](../../README.md#what-is-measured)), is qm(J)² ‖f_k‖² / ‖f_l‖².
   Here f_k is the output of layer k, and f_l is the output of a later layer l. J is the Jacobian of f_l with respect to
@@ -123,18 +114,6 @@ def _folded(summary: str, text: str) -> str:
 
 def _counts(claims: Sequence[Claim]) -> dict[str, int]:
     return {word: sum(claim.verdict == word for claim in claims) for word in VERDICTS}
-
-
-def claim_list(claims: Sequence[Claim]) -> str:
-    """How claims are decided, and one item per claim: its verdict, its sentence, and the numbers that decide."""
-    lines = [_item(claim, f"**{claim.verdict}**: ") for claim in claims]
-    exploratory = any("xploratory" in claim.says for claim in claims)
-    head = f"{RULE} {EXPLORATORY}" if exploratory else RULE
-    return "\n".join([head, "", *lines, *(["", CHECKED] if _counts(claims)["checked"] else [])])
-
-
-def _item(claim: Claim, head: str = "") -> str:
-    return f"- {head}{claim.says}.\n  Measured: {claim.because}."
 
 
 def write_index(studies: Mapping[str, tuple[str, str, Sequence[Claim]]], folder: Path) -> Path:

@@ -32,7 +32,7 @@ def claims(collected: Collected) -> list[Claim]:
         says = f"The growth rate of GSC in {name(network)} depends on the {size}"
         because = f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+}"
         rule = (
-            "supported if the unrounded interval excludes 0; contradicted if it contains 0 and lies within "
+            "supported: unrounded interval without 0; contradicted: interval that contains 0 and lies within "
             f"{TOLERANCE:g} of 0"
         )
         made.append(Claim(says, _depends(change), f"{because}; {rule}"))
