@@ -190,9 +190,8 @@ def details(collected: Collected) -> str:
         "Numbers of layers include the head and, in residual networks, the stem. "
         f'"For share {TOLERANCES[1]:g}": effective depth if only shares of at least {TOLERANCES[1]:g} count. "If '
         "independent\": effective depth if the layers' Jacobians before training and their changes by training had "
-        'independent directions. "Replaceable": '
-        f"largest number of last layers that a first-order expansion can replace while the loss rises by at most "
-        f"{SUFFERS:g}."
+        'independent directions. "Replaceable": largest number of last layers that a first-order expansion can replace '
+        f"while the loss rises by at most {SUFFERS:g}."
     )
     parts = [columns, table([*header, "if independent", "replaceable"], rows)]
     if runs.failed:
@@ -256,7 +255,7 @@ due to the random vectors. In other networks, it covers the error due to the cho
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. The intervals of all claims of one kind, for example about growth during training, are
 simultaneous (Bonferroni). The lower limit of the share that counts, {TOLERANCES[0]:g}, is a convention. The table also
-has effective depths for the limit {TOLERANCES[1]:g}. Wider networks or longer training may give other numbers.
+has effective depths for a larger limit of the share. Wider networks or longer training may give other numbers.
 """,
     claims=claims,
     answer=answer,
