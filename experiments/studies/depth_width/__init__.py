@@ -116,8 +116,9 @@ mean-field rate is about proportional to 1 / width.
 We measure {len(NETWORKS)} plain networks, each with the depths {{model.depth}} and the widths {{model.width}}, on
 {{data.batch_size}} samples of Gaussian noise, with {{num_seeds}} initializations each. GSC (squared convention) to the
 output is measured from {{measurement.num_sources}} equally spaced layers with {{measurement.num_probes}} random probes.
-The **rate** is the factor by which GSC grows per layer. It is fitted over the half of the network nearer the output
-(`gradscope.coefficients.growth`). The **log rate** is its natural logarithm.
+The **rate** is the factor by which GSC grows per layer. It is fitted to all of these layers except the first and the
+last (`gradscope.coefficients.growth`). Rarely, the fit leaves out one to three more layers near the output, because GSC
+changes there by an outlying factor. The **log rate** is the natural logarithm of the rate.
 
 A network is **within tolerance** over depth if its log rate at every depth differs by less than {TOLERANCE:g} from its
 log rate at the largest depth. Each of these log rates is a mean over the widths. The whole interval of each difference
@@ -136,15 +137,17 @@ tolerance. The rate then changes by less than the tolerance, if at all. The depe
 same way. Intervals of the changes are simultaneous over all {len(SIZES) * len(NETWORKS)} tests (depth and width of each
 network) and over both analyses.
 
-**Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. The deviation of a
-finite network from mean field should be proportional to 1 / width. To test the limit, we fit a line to the log rate as
-a function of 1 / width (least squares), and extrapolate this line to 1 / width = 0.
+**Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width. With batch normalization, the rate in
+this limit depends on the batch size, which is {{data.batch_size}} here. The deviation of a finite network from mean
+field should be proportional to 1 / width. To test the limit, we fit a line to the log rate as a function of 1 / width
+(least squares), and extrapolate this line to 1 / width = 0.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. The intervals in the table and for infinite width are not
 simultaneous. A first analysis of {FIRST_SEEDS} initializations could not decide whether the SELU network is within
 tolerance at every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log
-rates were compared instead of rates. "All results" gives the verdicts of the added initializations alone.
+rates were compared instead of rates. For the SELU network, "All results" also gives the verdicts of the added
+initializations alone.
 
 Random probes add little error to a rate: far from the output, their noise shifts log GSC of all layers by nearly the
 same amount, and such a shift does not change the rate. The study covers one batch size, which is smaller than every

@@ -63,7 +63,9 @@ def claims(collected: Collected) -> list[Claim]:
         depths = runs.by_seed(key, tolerance=TOLERANCES[0])
         first, last = depths.index[0], depths.index[-1]
         change = mean(depths.loc[last] - depths.loc[first], num)
-        because = f"after step {first:.0f}: {mean(depths.loc[first])} layers; growth until step {last:.0f}: {change}"
+        because = (
+            f"after step {first:.0f}: {mean(depths.loc[first])} layers; change until step {last:.0f}: {change:+} layers"
+        )
         made.append(Claim(f"{name(key)}: the effective depth grows during training", change.above(0), because))
     for key, other in alike.items():
         found = mean(runs.final(key) - runs.final(other), len(alike))
@@ -101,7 +103,10 @@ def _independent(runs: Runs) -> Claim:
     farthest = max(found, key=lambda key: abs(found[key].value))
     near = {key: one.within(0, NEAR) for key, one in found.items()}
     outside = ", ".join(f'"{name(key)}"' for key, holds in near.items() if holds is False)
-    says = f"Layers with independent directions would have the same effective depth, up to {NEAR:g} layer"
+    says = (
+        "If Jacobians of layers before training and their changes by training had independent directions, the "
+        f"effective depth of a network would change by at most {NEAR:g} layer"
+    )
     return Claim(
         says,
         all_of(*near.values()),
@@ -138,8 +143,8 @@ def _certain(runs: Runs) -> Claim:
     return Claim(
         says,
         bool(widths.max() <= 1),
-        f"the 95 % interval for the estimation error contains only one effective depth in {(widths == 0).sum()} of "
-        f"{len(widths)} runs; largest difference of its two ends in the other runs: {widths.max():.0f} "
+        f"both ends of the 95 % interval of a run's effective depth are equal in {(widths == 0).sum()} of "
+        f"{len(widths)} runs; largest difference of the ends in the other runs: {widths.max():.0f} "
         f"{'layer' if widths.max() == 1 else 'layers'}",
     )
 
@@ -184,8 +189,9 @@ def details(collected: Collected) -> str:
     columns = (
         "Numbers of layers include the head and, in residual networks, the stem. "
         f'"For share {TOLERANCES[1]:g}": effective depth if only shares of at least {TOLERANCES[1]:g} count. "If '
-        'independent": effective depth that layers with independent directions would have. "Replaceable": largest '
-        f"number of last layers that a first-order expansion can replace while the loss rises by at most {SUFFERS:g}."
+        "independent\": effective depth if the layers' Jacobians before training and their changes by training had "
+        'independent directions. "Replaceable": largest number of last layers that a first-order expansion can replace '
+        f"while the loss rises by at most {SUFFERS:g}."
     )
     parts = [columns, table([*header, "if independent", "replaceable"], rows)]
     if runs.failed:
@@ -216,11 +222,11 @@ layers. A recurrence gives C^k: if C^k_l is this sum for the first l layers, the
 **Effective depth.** The share of C^k is its Frobenius norm divided by the sum of the norms of C^0, C^1, and so on. The
 **effective depth** is the largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The
 residual trick and the name "effective depth" are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577). They
-bound the norm of C^k by norms of the layers. The definition by shares is ours.
+bound the norm of C^k by norms of I_l and R_l. The definition by shares is ours.
 
-**Independent directions.** For comparison, we compute the effective depth under an assumption: I_l and R_l of all
-layers have independent random directions. Then the squared norm of C^k is the sum of the squared norms of its terms,
-and only the norms of I_l and R_l matter.
+**Independent directions.** For comparison, we compute the effective depth under an assumption: the Jacobians I_l
+before training and their changes R_l have independent random directions. Then the squared norm of C^k is the sum of the
+squared norms of its terms, and only the norms of I_l and R_l matter.
 
 **Taylor replacement.** The output is expanded to first order in the parameters of the last n layers, around their
 values before training (`gradscope.taylor_losses`). This expansion **replaces** the n layers. It leaves out products of
@@ -237,15 +243,19 @@ one layer. The linear head counts as a layer, too. So does the linear stem of re
 first block. Therefore the number of layers is d plus one in a plain network, and d plus two in a residual network.
 
 **Training.** For each seed, a network is trained with several learning rates. The run with the lowest final training
-loss is measured. Effective depths are computed in float64 on a batch of digits. Batch normalization couples the
-samples, so with batch normalization, effective depths are estimated from {PROBES} random vectors. In other networks,
-effective depths are exact.
+loss is measured. Effective depths are computed in float64 on a batch of digits. Without batch normalization, they are
+exact for these digits. With batch normalization, every output depends on all digits of the batch. An exact effective
+depth would need a backward pass for every output of every digit. Instead, we estimate it from the backward passes of
+{PROBES} random vectors.
+
+**Estimation errors.** Each effective depth of a run has a 95 % interval. With batch normalization, it covers the error
+due to the random vectors. In other networks, it covers the error due to the choice of the digits.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. The intervals of all claims of one kind, for example about growth during training, are
 simultaneous (Bonferroni). The lower limit of the share that counts, {TOLERANCES[0]:g}, is a convention. The table also
-has effective depths for a larger limit. Wider networks or longer training may give other numbers.
+has effective depths for a larger limit of the share. Wider networks or longer training may give other numbers.
 """,
     claims=claims,
     answer=answer,
@@ -258,9 +268,10 @@ has effective depths for a larger limit. Wider networks or longer training may g
         "there is no bar where all seeds agree. On the right, points of different depths are shifted up or down.",
         "contributions": "Share of the joint contribution C^k of k trained layers at the end of training, for the "
         "deepest networks. Lines are means of logarithms over seeds, with bands of one standard deviation. Dotted "
-        "lines assume layers with independent directions. A line ends where the share of any seed is below "
-        "1e-15, because such shares are not stored. The gray line is the smallest share that counts for the effective "
-        "depth.",
+        "lines assume that the layers' Jacobians before training and their changes by training have independent "
+        "directions. A line ends where the share of any seed is "
+        "below 1e-15, because such shares are not stored. The gray line is the smallest share that counts for the "
+        "effective depth.",
         "taylor": "Rise of the loss of the deepest networks when a first-order expansion replaces their last layers, "
         "against the number of these layers. Lines are medians over seeds. Bands go from the lowest to the highest "
         f"seed. The gray line is a rise by {SUFFERS:g}. The vertical axis is linear below the gray line, and "

@@ -96,7 +96,7 @@ def details(collected: Collected) -> str:
     ]
     orders = (f"{numbers.correlation(b, own, 'nlc').value:.2f} for {NAMES[b]}" for b, own in found.items())
     parts = [
-        f"Remedies that lower log10 GSC from input to output below {LEAST:.2f}, and keep more than "
+        f"Remedies with which log10 GSC from input to output is below {LEAST:.2f}, and which keep more than "
         f"{100 * MOSTLY:.0f} % of the unchanged network's nonlinearity of the outputs: {listed(examples)}. "
         f"The rank correlation of GSC and NLC, which is not tested, is {listed(orders)}."
     ]
@@ -216,14 +216,14 @@ matters. So in mean field, some remedies give a network that is already in the s
 **repetition**. The repetitions are:
 
 - tanh (without biases): critical and orthogonal weights have the same variance as lecun weights.
-- relu+batch: batch normalization cancels the scale of the weights, so xavier, orthogonal and LSUV weights change
-  nothing.
+- relu+batch: batch normalization cancels the scale of the weights. So in mean field, xavier, orthogonal and LSUV
+  weights change nothing.
 - selu: orthogonal and LSUV weights have the same variance as the unchanged weights.
 
-These networks are marked †. They are compared with the network that they repeat, and not counted as remedies.
+Repetitions are marked †. They are compared with the network that they repeat, and not counted as remedies.
 
-**No finding is counted twice.** Three of these repetitions equal another network at every width, not only in mean
-field. They are not tested as claims:
+**No finding is counted twice.** Three repetitions equal another network at every width, not only in mean field. These
+three are not tested as claims:
 
 - tanh: critical and lecun weights have the same distribution.
 - relu+batch: xavier weights are distributed like the unchanged weights times a constant. Batch normalization cancels
@@ -231,8 +231,8 @@ field. They are not tested as claims:
 - relu+batch: LSUV weights are orthogonal weights times a constant for each layer. Batch normalization cancels these
   constants, so LSUV repeats "orthogonal".
 
-If "wider" does not change the rate per layer, it lowers GSC only because there are fewer layers. Then only the equal
-rate is tested as a claim, and not the lower GSC.
+If "wider" does not change the rate per layer, it lowers GSC only because there are fewer layers. Then we do not list
+"wider lowers GSC" as another claim.
 
 **Growth** is log10 GSC (squared convention) from input to output. Growth per layer would be misleading, because
 networks with equal numbers of parameters differ in depth. A remedy **lowers** GSC if the whole interval of its change
@@ -242,8 +242,8 @@ layers at the largest rate that `gradscope.growth` calls stable, {1 + MARGIN:g}.
 **Nonlinearity** is measured in three ways:
 
 - *Not affine* (nonlinearity of the outputs): the fraction of the variance of the outputs that the best affine map of
-  the inputs does not explain. It is measured on {NUM_FITTED} other samples, and corrected for the number of fitted
-  parameters. It is 0 for an affine map, and 1 if an affine map explains nothing.
+  the inputs does not explain. It is measured on {NUM_FITTED} further samples of Gaussian noise, and corrected for the
+  number of fitted parameters. It is 0 for an affine map, and 1 if an affine map explains nothing.
 - *Last layer not linear* (linear fit error): for each neuron of the last hidden layer, a line is fitted to the
   activation as a function of the pre-activation. The linear fit error is the fraction of the variance of the
   activations that these lines do not explain.

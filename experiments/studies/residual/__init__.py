@@ -55,8 +55,8 @@ def answer(collected: Collected) -> str:
         "If the output of a skip connection is k times as long (Euclidean norm) as the output of the branch of its "
         f"block, the skip divides GSC - 1 of the block by k^2 + 1: {tests} within {100 * TOLERANCE:.0f} %, and "
         f"{diluted.count(False)} contradict it. With skip weight 1, k grows with the depth, and GSC grows more slowly "
-        f"than an exponential of the depth for {listed(slower)}. Skip connections {lowers} the growth of a ResNet: "
-        f"over all its blocks, log10 GSC grows by {residual} with skips and {plain} without."
+        f"than an exponential of the depth for {listed(slower)}. Skip connections {lowers} the growth of a ResNet's "
+        f"GSC: over all its blocks, log10 GSC grows by {residual} with skips and {plain} without."
     )
 
 
@@ -70,8 +70,8 @@ def details(collected: Collected) -> str:
         rows.append([f"{name(branch)}, by the law", *law, f"{numbers.expected_exponent(frame, branch):.3f}"])
     head = ["branch", *(f"k = {k}" for k in DILUTIONS), "unit skips: exponent"]
     words = (
-        "The table gives the growth rate of GSC per block at constant dilution k, and the exponent of the depth with "
-        "unit skips."
+        "The table gives the growth rate of GSC per block at constant dilution k, and the exponent of the power of "
+        "the depth that GSC follows with unit skips (skip weight 1)."
     )
     return f"{words}\n\n{table(head, rows)}"
 
@@ -90,7 +90,7 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
     law = mf.residual_rate(numbers.branch_rate(frame, branch), float(dilution))
     where = f", at width {NARROW_WIDTH}" if width else ""
     return Claim(
-        f"A skip with dilution k = {dilution} divides GSC - 1 of {name(branch)} by k^2 + 1{where}",
+        f"A skip with dilution k = {dilution} divides GSC - 1 of {name(branch)} blocks by k^2 + 1{where}",
         ratio.within(1.0, TOLERANCE),
         f"growth rate of GSC per block: {means.mean(numbers.rates(frame, branch, dilution + width))}; by the law: "
         f"{law:.4f}; (rate - 1) (k^2 + 1) with the skip, divided by (rate - 1) without a skip: {ratio}; {EQUAL}",
@@ -115,18 +115,18 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
             f"{late} {constant}; {EQUAL}; {power}",
         ),
         Claim(
-            f"With unit skips, GSC of {name(branch)} grows more slowly than an exponential",
+            f"With unit skips (skip weight 1), GSC of {name(branch)} grows more slowly than an exponential",
             growing.below(1 - TOLERANCE),
             f"{late} {growing}; required: below {1 - TOLERANCE:g}; an exponential would give 1, {power}",
         ),
         Claim(
-            f"With unit skips, the growth of {name(branch)} slows down as the law predicts",
+            f"With unit skips (skip weight 1), the growth of GSC of {name(branch)} slows down as the law predicts",
             relative.within(1.0, TOLERANCE),
             f"{late} {growing}; by the law: {law:.3f}; measured / law: {relative}; {EQUAL}; {power}",
         ),
         Claim(
-            f"With unit skips, GSC of {name(branch)} grows from block {WINDOW[1]} to {WINDOW[2]} with the exponent of "
-            "the depth that the law predicts",
+            f"With unit skips (skip weight 1), GSC of {name(branch)} grows from block {WINDOW[1]} to {WINDOW[2]} with "
+            "the exponent of the depth that the law predicts",
             means.mean(exponents / exponent).within(1.0, TOLERANCE),
             f"exponent by the law: {exponent:.3f}; measured: {means.mean(exponents)}; required: between "
             f"{(1 - TOLERANCE) * exponent:.3f} and {(1 + TOLERANCE) * exponent:.3f}; by the law for infinite depth: "
@@ -151,7 +151,7 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     blocks = numbers.single_blocks(frame, branch)
     ratio = means.mean((blocks["block_gsc"] / blocks["law"]).groupby(level="seed").mean())
     return Claim(
-        f"In single blocks of relu whose branches end in {end}, GSC is 1, as the law predicts",
+        f"In single blocks of ReLU networks whose branches end in {end}, GSC is 1, as the law predicts",
         ratio.within(1.0, STEADY),
         f"measured GSC of a block, divided by GSC by the law: {ratio}; required: within {100 * STEADY:.0f} % of 1; "
         f"mean measured GSC r of a branch: {blocks['branch_gsc'].mean():.3f}",
@@ -162,7 +162,8 @@ def _keeps(frame: pd.DataFrame) -> Claim:
     lengths = frame[(frame["case"] == f"relu-{UNIT}") & (frame["quantity"] == "log10_length_growth")]["value"]
     length, gsc = means.mean(lengths), means.mean(numbers.from_stem(frame, f"relu-{UNIT}")[:, -1])
     return Claim(
-        "In a ReLU network with unit skips and without normalization, activations explode, but GSC does not",
+        "In a ReLU network with unit skips (skip weight 1) and without normalization, activations explode, but GSC "
+        "does not",
         means.all_of(length.above(KEEPS), gsc.within(0.0, KEEPS)),
         f"growth of log10 of the squared length of the activations over {DEPTH} blocks: {length}; required: above "
         f"{KEEPS:g}; log10 GSC from the stem to the last block: {gsc}; required: within {KEEPS:g} of 0",
@@ -176,13 +177,14 @@ def _resnet(frame: pd.DataFrame) -> list[Claim]:
     others, factors = (numbers.factors_by_stage(frame, case) for case in RESNETS)
     return [
         Claim(
-            "Skip connections lower the growth of a ResNet",
+            "Skip connections lower the growth of a ResNet's GSC",
             means.mean(plain - residual).above(0.0),
             f"growth of log10 GSC over all blocks: {means.mean(plain)} without skips, {means.mean(residual)} with "
             "skips",
         ),
         Claim(
-            "Skip connections lower the growth per block of a ResNet more in the last stage than in the first stage",
+            "Skip connections lower the growth per block of a ResNet's GSC more in the last stage than in the first "
+            "stage",
             means.mean(flat - flat_plain).below(0.0),
             f"growth of log GSC per block, last stage / first stage: {means.mean(flat)} with skips, "
             f"{means.mean(flat_plain)} without; growth factor of GSC per block in the three stages: {factors} with "
@@ -195,8 +197,9 @@ STUDY = Study(
     question="How do skip connections change the growth of GSC?",
     answer=answer,
     use="""
-Expect that skip connections reduce growth but do not remove it. To reduce growth further, make the skip longer relative
-to the branch, for example with a smaller weight on the branch. Do not infer exploding GSC from exploding activations.
+Expect that skip connections reduce the growth of GSC but do not remove it. To reduce this growth further, make the
+output of the skip longer relative to the output of the branch, for example with a smaller weight on the branch. Do not
+infer exploding GSC from exploding activations.
 """,
     method=f"""
 Block l of a residual network computes f_l = s f_(l-1) + V phi(norm(W f_(l-1))), where V and W are weight matrices. The
@@ -238,9 +241,9 @@ and seed, the measured values of GSC - 1 are summed over these blocks. This sum 
 law, which uses the measured k and r. The mean of this ratio over seeds must be within {100 * TOLERANCE:.0f} % of 1. At
 k = 1, the test cannot distinguish k^2 from k: a law with k instead of k^2 would also pass.
 
-**ReLU without normalization.** Two networks with unit skips have no normalization. The branch is V relu(W f) in one
-network, and relu(W f) in the other. Both branches have r = 1, so the law predicts that a block has GSC 1, for any k.
-For each network, the mean of measured GSC divided by GSC of the law must be within {100 * STEADY:.0f} % of 1.
+**ReLU without normalization.** Two networks with unit skips (s = 1) have no normalization. The branch is V relu(W f) in
+one network, and relu(W f) in the other. Both branches have r = 1, so the law predicts that a block has GSC 1, for any
+k. For each network, the mean of measured GSC divided by GSC of the law must be within {100 * STEADY:.0f} % of 1.
 
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
 in three stages, and {RESNET_WIDTH} channels in the first stage. We measure GSC from every block to the logits, on
@@ -255,8 +258,8 @@ verdicts may be wrong by chance. **The width was raised from {NARROW_WIDTH} to {
 
 Mean field holds in the limit of infinite width. So does the law for random weights, because skip and branch are
 orthogonal only in this limit. Networks of finite width have other rates (study [depth_width](depth_width.md)). As k
-grows, rate - 1 tends to 0, but the relative error of its value by the law need not. The law does not cover the ResNet,
-whose blocks end in a ReLU and whose stages differ in width. All networks are at initialization.
+grows, rate - 1 tends to 0, but the relative error of the law for rate - 1 need not tend to 0. The law does not cover
+the ResNet, whose blocks end in a ReLU and whose stages differ in width. All networks are at initialization.
 """,
     claims=claims,
     figures=figures.draw,
@@ -265,7 +268,8 @@ whose blocks end in a ReLU and whose stages differ in width. All networks are at
         "length of the branch), for two kinds of branches. Bars are 95 % intervals over seeds. Dashed: law of "
         "dilution.",
         "growth": "GSC from the stem to each block, one row per kind of branch. Left: several dilutions. Right: unit "
-        "skips, with a logarithmic axis for the depth. Bars are 95 % intervals over seeds. Dashed: law of dilution.",
+        "skips (skip weight 1), with a logarithmic axis for the depth. Bars are 95 % intervals over seeds. Dashed: law "
+        "of dilution.",
         "blocks": "GSC of single blocks, measured and by the law of dilution. Left: one marker per block. Right: sum "
         "of measured (GSC - 1) divided by the sum by the law, with 95 % intervals over seeds. The gray band is the "
         "tolerance.",

@@ -53,7 +53,7 @@ def profile(frame: pd.DataFrame, case: str, quantity: str = "gsc", columns: str 
 
 
 def rates(frame: pd.DataFrame, branch: str, dilution: str) -> FloatArray:
-    """Growth rates of GSC per block, fitted over the half nearer the output, one per seed."""
+    """Growth rates of GSC per block by `fit_growth`, one per seed."""
     table = profile(frame, f"{branch}-{dilution}")
     return np.array([fit_growth(values, table.columns.to_numpy()).rate for values in table.to_numpy()])
 

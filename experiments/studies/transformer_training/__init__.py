@@ -69,10 +69,11 @@ def details(collected: Collected) -> str:
     silent = [WORDS[name] for name in THRESHOLDS if name not in found.fired]
     never = f" Signals that never fired: {listed(silent)}." if silent else ""
     return (
-        f'Of {len(failed)} runs, {failed.sum()} diverge.{never} "False alarms, equally long" is the rate of false '
-        f"alarms if controls are monitored only as long as failing runs.\n\n{table(head, rows)}\n\n"
-        "The second table gives the change of each quantity during training, by peak step size. It is log10 of "
-        f"(last / first value), for the values at the last and at the first step:\n\n{table(changes, moved)}"
+        f'Of {len(failed)} runs, {failed.sum()} fail.{never} For "false alarms, equally long", every control '
+        "(run that does not fail) is paired with every failing run. The column gives the fraction of pairs whose "
+        f"control has a false alarm before the step at which the failing run fails.\n\n{table(head, rows)}\n\n"
+        "The second table gives the change of each quantity from the first to the last step, by peak step size. The "
+        f"change is log10 of (last / first value):\n\n{table(changes, moved)}"
     )
 
 
@@ -121,7 +122,7 @@ most {RECENT} steps). The signals and their thresholds are:
 - *loss jump*, the jump of the training loss: {_limits("loss_jump")};
 - *gradient jump*, the jump of the norm of the gradient of all weights: {_limits("gradient_jump")};
 - *attention logit*, the largest attention logit of all heads: {_limits("attention_logit")};
-- *entropy*, 1 / e, where e is the smallest attention entropy of all heads (relative: entropy / ln n, for n keys):
+- *entropy*, 1 / e, where e is the smallest relative attention entropy of a head (entropy / ln n, for n keys):
   {_limits("entropy")};
 - *update*, the norm of the update of a layer's weights, divided by the norm of these weights (largest value of all
   layers): {_limits("update")};
@@ -132,8 +133,8 @@ most {RECENT} steps). The signals and their thresholds are:
 The thresholds were set with other runs (seeds 100 and 101). Each threshold is the largest value of the quantity in the
 runs with these seeds that did not fail, rounded up.
 
-- A signal **announces** a failure if it fires at an earlier step than the failure. The **lead** is the number of steps
-  in between.
+- A signal **announces** a failure if it fires at an earlier step than the failure. The **lead** is the step of
+  the failure minus the step at which the signal fires.
 - A signal that fires in a control is a **false alarm**.
 - A control has more steps than a failing run, which ends with the failure. So a signal has more steps to fire in a
   control. Therefore we also count false alarms in **equally long** monitoring. For this, we form all pairs of a control

@@ -63,8 +63,8 @@ def silent(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" fires in less than {100 * MOST_FALSE_ALARMS:g} % of the runs that do not fail',
         None if (above := false.above(MOST_FALSE_ALARMS)) is None else not above,
-        f"false alarms: {false}; required: below {100 * MOST_FALSE_ALARMS:g} %; rate of false alarms if these runs are "
-        f"monitored only as long as failing runs: {alarms.matched(name)}",
+        f"false alarms: {false}; required: below {100 * MOST_FALSE_ALARMS:g} %; fraction of all pairs "
+        f"(such a run, failing run) with the false alarm before the step of the failure: {alarms.matched(name)}",
     )
 
 

@@ -86,7 +86,10 @@ def test_descent_is_that_of_torch_by_hand():
 
 
 PLAIN, SKIPS = ("tanh", "layer", "none"), ("tanh", "layer", "identity")
-INDEPENDENT = "Layers with independent directions would have the same effective depth, up to 1 layer"
+INDEPENDENT = (
+    "If Jacobians of layers before training and their changes by training had independent directions, the effective "
+    "depth of a network would change by at most 1 layer"
+)
 
 
 def made_up(depth_used, replaced, *, seeds=4, failed=()):
