@@ -121,3 +121,13 @@ def test_the_published_results_are_those_of_the_configuration():
     assert len(runs) == found.manifest["runs"] == 80 and 0 < np.isfinite(runs["failure_step"]).sum() < 80
     assert list(study.figures(found)) == ["leads", "warnings", "moving", "failures"]
     assert study.answer(found) and study.details(found)
+
+
+def test_every_curve_of_training_has_a_band_from_the_lowest_seed_to_the_highest():
+    axes = study.figures(kept())["moving"].axes
+    assert [len(ax.collections) for ax in axes] == [len(RATES)] * 12
+    logits = {False: axes[2], True: axes[5]}
+    for qk, end in ((False, 900), (True, 9)):
+        (band,) = logits[qk].collections[0].get_paths()
+        assert {round(y, 9) for _, y in band.vertices} == {6, 0.99 * end, 1.01 * end}
+        assert logits[qk].get_lines()[0].get_ydata().tolist() == [6, end]
