@@ -20,7 +20,6 @@ from gradscope.files import written
 __all__ = ["SchemaError", "check", "load", "observed", "save", "tidy", "to_last_target"]
 
 NETWORK = "network"
-
 SCHEMA_VERSION = 2
 METADATA_KEY, CSV_COLUMN = b"gradscope_schema", "schema_version"  # hold the schema version of a file
 COLUMNS: dict[str, str] = {
@@ -50,7 +49,8 @@ layer have no target, reduction or probes.
 """
 OPTIONAL = {"log10_low": "float64", "log10_high": "float64"}
 """Optional columns: both ends of the 95 % interval of ``log10_value``; null if the interval is unknown."""
-SCHEMA = COLUMNS | OPTIONAL
+FLAGS = {"on_trunk": "boolean"}  # optional: whether every path from the input to the target passes through the layer
+SCHEMA = COLUMNS | OPTIONAL | FLAGS
 TEXT = {name: kind for name, kind in COLUMNS.items() if kind == "str"}  # never read as numbers: "1.10" is a name
 NULLABLE = {
     "target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample", "coupled", "num_probes",
@@ -73,7 +73,7 @@ def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
     """Return a tidy frame with the given columns, after a check.
 
     Arguments:
-        columns: Values by column (`COLUMNS`, `OPTIONAL`), one per row or one for all rows.  Needed: ``layer``,
+        columns: Values by column (`COLUMNS`, `OPTIONAL`, `FLAGS`), one per row or one for all rows.  Needed: ``layer``,
             ``index``, ``depth_from_output``, ``quantity``, ``num_samples``, and ``value`` or ``log10_value``, from
             which a missing ``value`` is computed.  By default, ``num_probes`` is 0 and other columns are null.
 
@@ -92,7 +92,7 @@ def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
     given = {**DEFAULTS, **columns, "value": values, "log10_value": logarithms}
     if missing := [name for name in COLUMNS if name not in given]:
         raise ValueError(f"columns lacks {listed(missing)}, which each tidy frame needs.")
-    names = [*COLUMNS, *(name for name in OPTIONAL if name in columns)]
+    names = [*COLUMNS, *(name for name in (*OPTIONAL, *FLAGS) if name in columns)]
     # Create each column directly with its final type, which is faster: `Monitor` makes many small frames.
     return check(pd.DataFrame({name: _column(name, given[name], num) for name in names}, copy=False))
 

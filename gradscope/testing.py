@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gradscope.backward.cotangents import Probes
 from gradscope.choices import Nonnegative, Positive, Share, check_choice, checked, stacklevel
+from gradscope.coefficients.growth import trunk_of
 from gradscope.coefficients.gsc import gsc, whole
 from gradscope.coefficients.profiles import Profile
 from gradscope.estimates import Estimate
@@ -82,7 +83,9 @@ def assert_growth(
         growth = profile.growth()
     except ValueError as reason:
         raise ValueError(f"{reason} For a network with few layers, bound the total: gs.testing.assert_total.") from None
-    steps = -np.diff(profile.log10_values[:, 0]) / np.maximum(np.diff(np.array(profile.indices)), 1)
+    rows = trunk_of(profile.rows_to())
+    layers, values = rows["layer"].tolist(), rows["log10_value"].to_numpy()
+    steps = -np.diff(values) / np.maximum(np.diff(rows["index"].to_numpy()), 1)
     found = f"GSC grows by {growth.rate:.4f} per layer (95 % interval {growth.rate_low:.4f} to {growth.rate_high:.4f})"
     # Rounding of an exact line must not put it outside a bound that it equals.
     if growth.rate_low > high * (1 + ROUNDING) or growth.rate_high < low * (1 - ROUNDING):
@@ -91,8 +94,8 @@ def assert_growth(
         first = int(np.argmax(beyond > 0)) if beyond[worst] > 0 else worst
         raise AssertionError(
             f"{found}, outside [{low:g}, {high:g}].\n"
-            f"First layer outside: {profile.layers[first + 1]!r} (factor {10 ** steps[first]:.4g}); worst layer: "
-            f"{profile.layers[worst + 1]!r} ({10 ** steps[worst]:.4g}).\n"
+            f"First layer outside: {layers[first + 1]!r} (factor {10 ** steps[first]:.4g}); worst layer: "
+            f"{layers[worst + 1]!r} ({10 ** steps[worst]:.4g}).\n"
             + _printed(profile.layers, profile.log10_values[:, 0], "log10 GSC = ")
         )
     if not (growth.rate_low >= low * (1 - ROUNDING) and growth.rate_high <= high * (1 + ROUNDING)):

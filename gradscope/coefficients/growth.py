@@ -22,16 +22,12 @@ from gradscope.choices import Nonnegative, checked, require
 from gradscope.coefficients.drift import Drift, drift, num_outer
 from gradscope.estimates import FloatArray
 
-# A rate within this distance of 1 counts as stable.
-MARGIN = 0.02
+MARGIN = 0.02  # a rate within this distance of 1 counts as stable
 MIN_LAYERS = 6
-# The nearer half of the rows gives the rate, but never fewer rows than this, if there are as many.
-NEAREST = 9
-# Both halves of a line have the same slope; a relative difference up to this one does not count.
-SAME_SLOPE = 0.25
+NEAREST = 9  # the nearer half of the rows gives the rate, but never fewer rows than this, if there are as many
+SAME_SLOPE = 0.25  # a larger relative difference between the slopes of both halves counts
 CURVED_LEVEL = 0.01
-# More networks or layers than this are not worth a recommendation.
-MOST_NETWORKS = MOST_LAYERS = 1000
+MOST_NETWORKS = MOST_LAYERS = 1000  # more are not worth a recommendation
 LN10 = math.log(10)
 
 
@@ -93,9 +89,8 @@ class Growth:
         digits = min(6, max(2, 2 - math.floor(math.log10(width)))) if width > 1e-6 else 4
         low, high = f"{self.rate_low:.{digits}f}", f"{self.rate_high:.{digits}f}"
         interval = f"95 % interval {low} to {high}" if low != high else "no spread"
-        text = f"rate {self.rate:.{digits}f} ({interval}) per layer, {self.verdict}"
-        if self.curved:
-            text += f", curved (p = {self.curved_p:.1g})"
+        curved = f", curved (p = {self.curved_p:.1g})" if self.curved else ""
+        text = f"rate {self.rate:.{digits}f} ({interval}) per layer, {self.verdict}{curved}"
         return f"{text}: {self.advice}" if self.advice else text
 
 
@@ -113,8 +108,9 @@ def growth(
         margin: Rates from 1 - margin to 1 + margin count as stable.
 
     Returns:
-        A `Growth`.  The interval of its rate rests on the changes of log GSC from row to row.  For eight or more
-        networks, or if networks differ by more than these changes explain, it rests on the spread between networks.
+        A `Growth`.  Layers inside branches are left out if others are on the trunk.  The interval of the rate rests on
+        the changes of log GSC from row to row.  For eight or more networks, or if networks differ by more than these
+        changes explain, it rests on the spread between networks.
 
     Raises:
         ValueError: Fewer than six layers, a coefficient that is zero or not finite, networks with different layers, or
@@ -168,13 +164,11 @@ def fit_growth(
     rate = drift(depth[near], y[:, near])
     curved_p = _curved(depth[near.start :], y[:, near.start :], margin)
     intercept = float(np.mean(y[:, near]) - rate.value * np.mean(depth[near]))
-    verdict, advice = _verdict(rate, margin), ""
+    verdict = _verdict(rate, margin)
     if len(y) > 1:
         each = [(own[None], _nearer(depth, own[None])) for own in y]  # the rows that each network has by itself
         alone = {_verdict(drift(depth[rows], own[:, rows]), margin) for own, rows in each}
         verdict = alone.pop() if len(alone) == 1 and "undecided" not in alone else verdict
-    if verdict == "undecided":
-        advice = _advice(rate, margin, len(y), float(depth[-1]))
     return Growth(
         rate=math.exp(rate.value),
         intercept=math.exp(intercept),
@@ -189,7 +183,7 @@ def fit_growth(
         total_high=log10_total[1],
         num_networks=len(y),
         num_rows=near.stop - near.start,
-        advice=advice,
+        advice=_advice(rate, margin, len(y), float(depth[-1])) if verdict == "undecided" else "",
     )
 
 
@@ -209,7 +203,7 @@ def _selected(frame: pd.DataFrame, target: str | None) -> pd.DataFrame:
         rows = frames.to_last_target(rows)
     if not len(rows):
         raise ValueError("The frame has no rows of quantity 'gsc' or 'parameter_gsc' to a target, so nothing grows.")
-    rows = rows if "seed" in rows else rows.assign(seed=0)
+    rows = trunk_of(rows if "seed" in rows else rows.assign(seed=0))
     if (twice := rows.duplicated(["seed", "layer"], keep=False)).any():
         several = rows[twice]
         own = [name for name in rows if name not in frames.SCHEMA and several[name].nunique(dropna=False) > 1]
@@ -219,6 +213,12 @@ def _selected(frame: pd.DataFrame, target: str | None) -> pd.DataFrame:
             f"{differ}: call growth for one of them at a time, such as in a groupby, or give each its own seed."
         )
     return rows
+
+
+def trunk_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of layers on the trunk; all rows if only the target is on the trunk."""
+    beside = rows.get("on_trunk", pd.Series(True, rows.index)).fillna(True).eq(False)
+    return rows[~beside] if (~beside & (rows["depth_from_output"] > 0)).any() else rows
 
 
 def _of_rows(rows: pd.DataFrame, margin: float) -> Growth:
@@ -293,8 +293,8 @@ def _advice(rate: Drift, margin: float, networks: int, layers: float) -> str:
     # The interval shrinks with the square root of the number of networks, or of layers.
     factor = (1.96 * rate.stderr / distance) ** 2 if distance else math.inf
     if factor * networks > MOST_NETWORKS:
-        limit = 1 + math.copysign(margin, rate.value)
-        return f"the rate lies too close to the limit {limit:g} for a verdict, so report the interval"
+        near = f"the limit {1 + math.copysign(margin, rate.value):g}"
+        return f"the rate lies too close to {near} for a verdict, so report the interval"
     more = max(networks + 1, math.ceil(factor * networks))
     deeper = math.ceil(more / networks * layers)
     return f"about {more} networks" + (f", or {deeper} layers," if deeper <= MOST_LAYERS else "") + " would decide"

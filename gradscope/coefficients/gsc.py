@@ -230,6 +230,7 @@ def measured(
         "sources": pairs.sources,
         "targets": pairs.targets,
         "indices": pairs.indices,
+        "on_trunk": pairs.on_trunk,
         "log10_values": pairs.spread("log10_values"),
         "log10_stderr_probe": pairs.spread("log10_stderr_probe"),
         "log10_stderr_sample": pairs.spread("log10_stderr_sample"),

@@ -46,6 +46,7 @@ class Pairs:
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     indices: tuple[int, ...]
+    on_trunk: tuple[bool, ...]
     shapes: tuple[tuple[int, ...], ...]
     tallies: dict[bool, tuple[IntArray, Tally]]
     num_probes: IntArray
@@ -138,6 +139,7 @@ class Board:
             sources=tuple([row.name for row in self.rows]),
             targets=tuple([column.name for column in reversed(self.columns)]),
             indices=tuple([bisect_left(order, row.index) for row in self.rows]),
+            on_trunk=tuple([row.on_trunk for row in self.rows]),
             shapes=tuple([row.shape[1:] for row in self.rows]),
             tallies=tallies.finish(),
             num_probes=num_probes,

@@ -108,6 +108,7 @@ def parameter_gsc(
         sources=tuple(owners),
         targets=(captured.target.name,),
         indices=tuple(range(1, len(owners) + 1)),
+        on_trunk=(True,) * len(owners),
         log10_values=np.array([[gain.log10_value] for gain in gains]),
         log10_stderr_probe=errors,
         log10_stderr_sample=np.nan * constant,

@@ -61,6 +61,7 @@ class Matrix(WithIntervals):
 
     - ``sources``, ``targets``: names of the layers in execution order.
     - ``indices``: number of units of the network before each source.
+    - ``on_trunk``: for each source, whether every path from the input to the target passes through it.
     - ``log10_values``: log10 GSC, an array (sources, targets); NaN if the source comes after the target.
     - ``log10_stderr_probe``, ``log10_stderr_sample``: standard errors of ``log10_values`` due to probes and due to
       samples, arrays (sources, targets); NaN if unknown.
@@ -90,6 +91,7 @@ class Matrix(WithIntervals):
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     indices: tuple[int, ...]
+    on_trunk: tuple[bool, ...]
     log10_values: FloatArray
     log10_stderr_probe: FloatArray
     log10_stderr_sample: FloatArray
@@ -186,8 +188,10 @@ class Matrix(WithIntervals):
     def _column(self, target: int, low: FloatArray, high: FloatArray) -> pd.DataFrame:
         last = self.sources.index(self.targets[target]) + 1
         rows = slice(last), target
+        beside = {} if all(self.on_trunk) else {"on_trunk": self.on_trunk[:last]}
         return frames.tidy(
             {
+                **beside,
                 "layer": self.sources[:last],
                 "index": self.indices[:last],
                 "depth_from_output": self.indices[last - 1] - np.array(self.indices[:last]),

@@ -139,7 +139,10 @@ def remarks(
 
 def off_trunk(names: Sequence[str]) -> str:
     """The remark about layers inside branches."""
-    return f"Inside a branch, so the coefficient counts only the paths through this layer: {_listed(names)}."
+    return (
+        "Inside a branch, so the coefficient counts only the paths through this layer, and growth rates of layers "
+        f"outside leave it out: {_listed(names)}."
+    )
 
 
 def _notes(frame: pd.DataFrame, captured: Any) -> list[str]:

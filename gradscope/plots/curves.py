@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from gradscope.choices import checked, require, shown
+from gradscope.coefficients.growth import trunk_of
 from gradscope.frames import NETWORK
 from gradscope.meanfield import Prediction
 from gradscope.plots.drawing import (
@@ -67,7 +68,7 @@ def profile(
     >>> profile(measured).get_xlabel()
     "layers to 'layers.2'"
     """
-    rows = gsc_rows(data)
+    rows = trunk_of(gsc_rows(data))
     targets: list[str] = rows["target"].dropna().unique().tolist() if "target" in rows else []
     label = f"layers to {targets[0]!r}" if len(targets) == 1 else LABELS["depth_from_output"]
     ax = _curves(rows, "depth_from_output", "log10_value", hue, style, ax, notes=notes, grows=True)
