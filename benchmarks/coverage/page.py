@@ -55,12 +55,12 @@ variance of the total change over the fitted rows, divided by the sum of the var
 If these changes were independent, the ratio would be 1. It runs from {long_low:.2f} ({long_low_where}) to
 {long_high:.2f} ({long_high_where}).
 
-A single curve hardly shows this ratio. The changes of neighboring rows correlate by 0.1 or less, and the standard error
-of such a correlation is 0.14 for 49 changes and 0.33 for nine. So every interval must be wide enough for the largest
-ratio. For changes of equal variance, the ideal width is proportional to the square root of the ratio. The ideal
-interval covers 95 %, which takes 1.96 standard deviations; coverage of 93 % takes 1.81. An interval with coverage of 93
-% at the largest ratio is therefore √({long_high:.2f} / {long_low:.2f}) · 1.81 / 1.96 = {limit:.2f} times as wide as the
-ideal one at the smallest ratio.
+A single curve hardly shows which ratio its kind of network has. The changes of neighboring rows correlate by 0.1 or
+less, and the standard error of such a correlation is 0.14 for 49 changes and 0.33 for nine. So every interval must be
+wide enough for the largest ratio. An interval needs a half-width of 1.96 standard deviations to cover 95 %, and of 1.81
+to cover 93 %. If all changes have equal variance, the standard deviation of the rate is proportional to the square root
+of the ratio. So an interval that covers 93 % at the largest ratio is √({long_high:.2f} / {long_low:.2f}) · 1.81 / 1.96
+= {limit:.2f} times as wide as the ideal interval at the smallest ratio.
 
 Three other sets of prior weights were tried on the first 48 networks of each kind. With them, the median width of
 intervals fell by up to 6 %, but the coverage of ReLU networks with batch normalization fell by up to 2 percentage
