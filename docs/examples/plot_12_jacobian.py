@@ -2,7 +2,8 @@
 How do I get a Jacobian?
 ========================
 
-``gs.capture`` records one forward pass.  The Jacobian between two of its layers is a linear operator.
+``gs.capture`` records one forward pass.  It then gives the Jacobian between any two layers as a linear
+operator.
 """
 
 import matplotlib.pyplot as plt

@@ -154,13 +154,13 @@ print(f"geometric mean, ln per layer: {geometric[-1] / LAYERS:.3f}; expected: {e
 print(f"effective rank at the last layer: Gaussian {rank:.1f}, orthogonal {full_rank:.1f}, of {WIDTH}")
 
 # %%
-# The quadratic mean stays near 1, so its logarithm stays near 0, while the volume collapses. So a
-# few directions carry the norm of the Jacobian, and most other directions are lost. The
-# **effective rank** :math:`(\sum s_i^2)^2 / \sum s_i^4` counts the directions that carry the norm.
-# In the linear networks with Gaussian weights of the :doc:`study of the Jacobian
-# </docs/studies/jacobian>`, the logarithm of the geometric mean changes by -0.515 per layer. The
-# effective rank at the last layer is 2.3, of at most 100. The volume of tanh and SELU networks
-# collapses as well.
+# The quadratic mean stays near 1, so its logarithm stays near 0, while the volume collapses. So
+# a few directions carry the norm of the Jacobian, and all others are nearly lost. The **effective
+# rank** :math:`(\sum s_i^2)^2 / \sum s_i^4` counts the directions that carry the norm. In the
+# linear networks with Gaussian weights of the :doc:`study of the Jacobian
+# </docs/studies/jacobian>`, the natural logarithm of the geometric mean of the singular values
+# changes by -0.515 per layer. The effective rank at the last layer is 2.3, of at most 100. The
+# volume of tanh and SELU networks collapses as well.
 #
 # Exercises
 # ---------
