@@ -32,7 +32,7 @@ Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 @checked
 def he(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a weight from N(0, 2 / fan_in) (He), so that ReLU layers preserve the mean square of activations.
+    """Draw Gaussian weights of variance 2 / fan_in (He), so ReLU layers preserve the mean square of activations.
 
     Reference: He et al. (2015), "Delving deep into rectifiers", arXiv:1502.01852.
 
@@ -44,7 +44,7 @@ def he(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
 
 @checked
 def lecun(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a weight from N(0, 1 / fan_in) (LeCun), so that linear layers preserve the mean square of activations.
+    """Draw Gaussian weights of variance 1 / fan_in (LeCun), so linear layers preserve the mean square of activations.
 
     References: LeCun et al. (1998), "Efficient BackProp"; for SELU, Klambauer et al. (2017), arXiv:1706.02515.
 
@@ -102,7 +102,7 @@ def looks_linear(
 ) -> Tensor:
     """Fill a weight with mirrored orthogonal blocks, which make a ReLU network a linear map at initialization.
 
-    A hidden layer outputs relu(z) and relu(-z), whose difference is z.  Weights are built from an `orthogonal` W:
+    The halves of a hidden layer are relu(z) and relu(-z); their difference is z.  Weights contain W from `orthogonal`:
 
         first layer (``mirror_input=False``)        [[W], [-W]]             W is (out / 2, in)
         middle layer                                [[W, -W], [-W, W]]      W is (out / 2, in / 2)

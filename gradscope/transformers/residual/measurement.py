@@ -88,7 +88,7 @@ class Residual:
     remarks: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame, one row per addition and quantity; with the columns ``block``, ``skip``, ``stderr_probe``.
+        """Return a tidy frame, one row per addition and quantity, with columns ``block``, ``skip``, ``stderr_probe``.
 
         ``layer`` is the module that computes f(x) in an addition x + f(x), and ``index`` numbers the additions from 1.
         The attribute ``channels`` is here the quantity ``outlier_channel``.  Quantities that may be negative (cosine,
