@@ -153,7 +153,7 @@ def effective_depth(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> EffectiveDepth:
-    """Effective depth: largest number of layers whose changes by training have a product that matters in the Jacobian.
+    """Effective depth: the largest number of layer changes whose products matter in a trained network's Jacobian.
 
     Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
     with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +
@@ -166,7 +166,7 @@ def effective_depth(
 
     Arguments:
         model: Any trained module; it is not changed.
-        initial: The same model before training, or a copy of its ``state_dict``.  Its buffers are not used.
+        initial: ``model`` before its training, or a copy of its ``state_dict``.  Its buffers are not used.
         data, forward: As for `gradscope.gsc`; ``data`` must be one batch.
         probes, generator: As for `gradscope.nlc`.
 

@@ -40,7 +40,7 @@ LOSS, GRADIENT, PROBE = "loss", "gradient", "probe batch"  # where the monitor l
 
 @checked
 class Monitor:
-    """Records GSC and layer statistics while a model trains, and warns of problems; each warning names the layer.
+    """Records GSC and layer statistics while a model trains, and warns of problems in named layers or the network.
 
         with gs.Monitor(model, data, every=100) as monitor:
             for inputs, labels in loader:
@@ -132,7 +132,7 @@ class Monitor:
         self.close(error)
 
     def close(self, error: BaseException | None = None) -> None:
-        """End the monitoring, as at the end of a ``with`` block; ``error`` is the exception that ended it, if any.
+        """End the monitoring, as at the end of a ``with`` block; ``error``: the exception that ended the block, if any.
 
         Checks losses and gradients since the last check, reports skipped records, and closes the sinks.
         """
