@@ -32,7 +32,7 @@ Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 @checked
 def he(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a weight with Gaussian numbers of variance 2 / fan_in (He), so that ReLU layers preserve the mean square.
+    """Draw Gaussian weights of variance 2 / fan_in (He), so ReLU layers preserve the mean square of activations.
 
     Reference: He et al. (2015), "Delving deep into rectifiers", arXiv:1502.01852.
 
@@ -44,7 +44,7 @@ def he(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
 
 @checked
 def lecun(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a weight with Gaussian numbers of variance 1 / fan_in (LeCun), so that linear maps preserve the mean square.
+    """Draw Gaussian weights of variance 1 / fan_in (LeCun), so linear layers preserve the mean square of activations.
 
     References: LeCun et al. (1998), "Efficient BackProp"; for SELU, Klambauer et al. (2017), arXiv:1706.02515.
 
@@ -68,7 +68,7 @@ def gaussian(weight: Weight, *, variance: Nonnegative, generator: torch.Generato
 def xavier(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
     """Fill a weight with Gaussian numbers of variance 2 / (fan_in + fan_out) (Xavier), and return it.
 
-    The variance is a compromise: 1 / fan_in would preserve activations, and 1 / fan_out would preserve gradients.
+    A compromise: 1 / fan_in would preserve the mean square of activations, and 1 / fan_out that of gradients.
     Reference: Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward neural networks".
 
     >>> round(700 * float(xavier(torch.empty(500, 200), generator=torch.Generator().manual_seed(0)).var()), 2)
@@ -102,7 +102,7 @@ def looks_linear(
 ) -> Tensor:
     """Fill a weight with mirrored orthogonal blocks, which make a ReLU network a linear map at initialization.
 
-    The two halves of the features are relu(z) and relu(-z), whose difference is z.  W is drawn by `orthogonal`:
+    The halves of a hidden layer are relu(z) and relu(-z); their difference is z.  Weights contain W from `orthogonal`:
 
         first layer (``mirror_input=False``)        [[W], [-W]]             W is (out / 2, in)
         middle layer                                [[W, -W], [-W, W]]      W is (out / 2, in / 2)

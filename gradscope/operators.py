@@ -73,8 +73,9 @@ class LinearOperator:
         """Return the ``k`` largest singular values in descending order, in float64; by default all min(m, n).
 
         Cost: that of `dense` and an SVD.  If min(m, n) > 500 and k < min(m, n) / 10, Lanczos iterations are used
-        instead, with a tolerance of 1e-10.  Closer singular values need more products with A and A^T:
-        for a Gaussian 2000 x 2000 matrix, about 320 of each if k = 5, and 530 of each if k = 50.
+        instead, with a tolerance of 1e-10.  They need more products with A and A^T if k is large or the singular values
+        lie close together.  For a Gaussian 2000 x 2000 matrix, they need about 320 products with each of A and A^T if
+        k = 5, and 530 with each if k = 50.
 
         Raises:
             ValueError: ``k`` is not an integer from 1 to min(m, n).

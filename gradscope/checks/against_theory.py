@@ -53,10 +53,11 @@ def compare(
       compared in their inner modules, in the scale of their parameters, and in statistics of their outputs.  To compare
       outputs, the siblings f_j of a layer f_i run on the input x_i of f_i, so a wrong layer does not make later layers
       look wrong.
-    - With mean-field theory, if the network is a multilayer perceptron.  The z-scores assume that the mean square of
-      the pre-activations of n neurons is chi-square distributed, with n / c degrees of freedom.  c is the mean squared
-      cosine between the pre-activations of two samples.  Theory does not hold for batch normalization with a batch
-      larger than half the width; a warning says so.
+    - With mean-field theory, if the network is a multilayer perceptron.  The z-score ``z_length`` assumes that the mean
+      square of the pre-activations of n neurons follows a scaled chi-square distribution with n / c degrees of freedom.
+      Here c is the mean squared cosine between the pre-activations of samples, over all pairs, including each sample
+      with itself.  Theory does not hold for batch normalization with a batch larger than half the width; a warning says
+      so.
 
     Arguments:
         model: Any module.  Its weights should be as drawn: training makes layers different.

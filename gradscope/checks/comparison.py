@@ -36,11 +36,12 @@ class Comparison:
     execution order.  ``weight_variances``, ``nominal``: measured and expected sigma_w^2 = fan_in Var(W) of each weight
     W.  There are three z-scores per layer, NaN where a test does not apply:
 
-    - ``z_length`` compares the mean square of the pre-activations with theory.  Theory predicts it from the mean square
-      measured in the layer before, so a wrong layer does not change the z-scores of later layers.
+    - ``z_length`` compares the mean square of the pre-activations with theory.  Theory predicts it from the measured
+      mean square of the layer's input, so a wrong layer does not change the z-scores of later layers.
     - ``z_growth`` compares the increment of ln GSC across the layer with theory.  Theory predicts this increment from
-      the mean square measured in the layer before.  Let d be measurement minus theory.  ``z_growth`` is d minus its
-      median over the layers, divided by the robust standard deviation of d (`gradscope.checks.levels.scale`).
+      the measured mean square of the layer's input.  Let d be the measured minus the predicted increment.  ``z_growth``
+      is d minus its median over the layers, divided by a robust standard deviation of d over the layers
+      (`gradscope.checks.levels.scale`).
     - ``z_weight`` compares the logarithms of the measured and the expected weight variance.
 
     >>> import torch

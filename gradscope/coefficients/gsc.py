@@ -155,7 +155,7 @@ def gsc_matrix(
 ) -> Matrix:
     """Gradient Scale Coefficient (GSC) of every pair of layers, from one backward sweep for all targets.
 
-    Arguments are those of `gsc` without positions, with these differences.  ``target`` is the target nearest the
+    Arguments are those of `gsc` except ``positions``, with these differences.  ``target`` is the target nearest the
     output.  ``probes`` are the cotangents of each target; for ``"auto"``, the limit of 128 cotangents is for the bases
     of all targets together.  Every path from the input to ``target`` must pass through each of the layers.
 

@@ -144,7 +144,7 @@ class Matrix(WithIntervals):
         return frames.save(self.to_frame(), path)
 
     def summary(self) -> str:
-        """Return what ``print`` shows: what was measured, the largest error, growth and verdict, and remarks."""
+        """Return what ``print`` shows: what was measured, the largest relative error, growth rate, and remarks."""
         kind = self._kind
         if self.streamed:
             plural = "es" * (self.num_batches != 1)

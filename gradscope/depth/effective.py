@@ -44,11 +44,11 @@ AUTO_LAYER = 8  # random cotangents for the change of each single unit
 @checked
 @dataclass(frozen=True)
 class EffectiveDepth:
-    """Contributions C^lambda to the Jacobian of a trained network: C^lambda is due to changes of lambda layers at once.
+    """Contributions C^lambda to a trained network's Jacobian: C^lambda is due to lambda layers changed by training.
 
     `gradscope.effective_depth` makes this result, and defines C^lambda, I_l and R_l.
 
-    - ``log10_values``: log10 of |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch, for lambda = 0, 1, 2, ...
+    - ``log10_values``: log10 of |C^lambda|_F / (|C^0|_F + |C^1|_F + ...), lambda = 0, 1, ...; norms over the batch.
     - ``log10_stderr``: standard errors of ``log10_values``, over samples if ``num_probes`` is 0, else over probes.
     - ``freedom``: degrees of freedom of these errors, by `gradscope.estimates.satterthwaite`.
     - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F for the Jacobian J of the network.  It is 0 if
@@ -115,7 +115,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        Rows: one per lambda (``index``) for both kinds of contribution, one for cancellation, one per unit for change.
+        Both contributions have one row per lambda (``index``), cancellation has one row, and change has one per unit.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
@@ -153,7 +153,7 @@ def effective_depth(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> EffectiveDepth:
-    """Effective depth: largest number of layers whose changes by training have a product that matters in the Jacobian.
+    """Effective depth: the largest number of layer changes whose products matter in a trained network's Jacobian.
 
     Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
     with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +
@@ -166,12 +166,12 @@ def effective_depth(
 
     Arguments:
         model: Any trained module; it is not changed.
-        initial: The same model before training, or a copy of its ``state_dict``.  Its buffers are not used.
+        initial: ``model`` before its training, or a copy of its ``state_dict``.  Its buffers are not used.
         data, forward: As for `gradscope.gsc`; ``data`` must be one batch.
         probes, generator: As for `gradscope.nlc`.
 
     Cost: three forward passes.  Each cotangent needs four backward passes, and up to one more for each trained unit.
-    The sizes |R_l| / |I_l| need 16 backward passes in all.  Memory: two graphs, and one cotangent for every lambda.
+    The sizes |R_l| / |I_l| need 16 backward passes in all.  Memory: two autograd graphs, and a cotangent per lambda.
 
     Raises:
         ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the

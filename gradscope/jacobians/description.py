@@ -37,7 +37,7 @@ class Description:
     - ``batch_norm``: which statistics batch normalization used, "batch" or "running".
     - ``dropout``: whether dropout was active.
     - ``backward``: how torch pulls a batch of cotangents back to the tensor: at once ("vmap") or one by one ("loop").
-      It is null for the target, and for tensors without ``on_trunk``.
+      It is null for the target, and where ``on_trunk`` is False.
 
     >>> import torch, gradscope as gs
     >>> found = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(2, 4)).describe()

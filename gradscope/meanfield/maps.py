@@ -157,7 +157,9 @@ class MeanField:
 @checked
 @dataclass(frozen=True)
 class DepthScales:
-    """Depths, in layers, over which signals and gradients change by a factor of e; made by `MeanField.depth_scales`.
+    """Numbers of layers over which squared gradients and distances from fixed points change by a factor of e.
+
+    Made by `MeanField.depth_scales`.
 
     - ``length``, ``correlation``: the fixed points q* of the variance of pre-activations, and c* of the correlation
       between the pre-activations of two inputs.
@@ -184,7 +186,10 @@ class DepthScales:
     lengths: float
 
     def trainable_depth(self, multiple: Nonnegative = 6.0) -> float:
-        """Estimate of the largest trainable depth: ``multiple`` * xi_c, about 6 xi_c in Schoenholz et al. (2017)."""
+        """Estimate of the largest trainable depth: ``multiple`` times xi_c, the depth ``correlations``.
+
+        Schoenholz et al. (2017) found a multiple of about 6.
+        """
         return multiple * self.correlations
 
 

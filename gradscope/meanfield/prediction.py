@@ -26,10 +26,10 @@ MOST_SAMPLES = 100_000  # of a batch, because sign diversity is a sum over the b
 class LayerSpec:
     """Description of a layer f_l = phi(norm(W f_{l-1} + b)) or of a residual block, as input of `predict`.
 
-    With ``branch_variance``, it describes the block f_l = ``skip_weight`` f_{l-1} + V phi(norm(W f_{l-1} + b)).
+    With ``branch_variance``, the spec describes the block f_l = ``skip_weight`` f_{l-1} + V phi(norm(W f_{l-1} + b)).
     Weights have variance ``weight_variance`` / fan_in in W, and ``branch_variance`` / fan_in in V.  If the block has no
-    W, so that V acts on phi(norm(f_{l-1})), set ``weight_variance`` to 1.  Prefer `LayerSpec.of` to the constructor,
-    because it also accepts names of activations.
+    W, so that V acts on phi(norm(f_{l-1})), set ``weight_variance`` to 1.  Prefer `LayerSpec.of` to the constructor:
+    `LayerSpec.of` also accepts names of activations.
 
     >>> LayerSpec.of("relu", 2.0, norm="batch").activation.name
     'relu'

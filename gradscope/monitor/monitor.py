@@ -40,7 +40,7 @@ LOSS, GRADIENT, PROBE = "loss", "gradient", "probe batch"  # where the monitor l
 
 @checked
 class Monitor:
-    """Records GSC and layer statistics while a model trains, and warns of problems; each warning names the layer.
+    """Records GSC and layer statistics while a model trains, and warns of problems in named layers or the network.
 
         with gs.Monitor(model, data, every=100) as monitor:
             for inputs, labels in loader:
@@ -79,11 +79,11 @@ class Monitor:
     If a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update.
     If no layer is faulty, a non-finite gradient only causes a warning, because a gradient scaler may skip this update.
 
-    Each kind of `MonitorWarning` is given once per layer, and listed in ``alarms.fired``.  Causes in the whole network:
-    a loss above 5 times its recent median, or an output of zero.  In a layer: GSC above 10^6 or below 10^-6, a norm of
-    weights 10 times that at the start, 90 % dead units, or updates 1.5 times larger or smaller than in similar layers.
-    In an attention head: a largest logit above 100 that is larger than at the last record, and more than twice as large
-    as at the first record; or an entropy / ln n that falls from above 0.2 to below 0.02.
+    Each kind of `MonitorWarning` is given at most once per layer, and listed in ``alarms.fired``.  Causes in the whole
+    network: a loss above 5 times its recent median, or an output of zero.  In a layer: GSC above 10^6 or below 10^-6, a
+    norm of weights 10 times that at the start, 90 % dead units, or updates 1.5 times larger or smaller than in similar
+    layers.  In an attention head: a largest logit above 100 that has grown since the last record, and more than doubled
+    since the first record.  Or, for n keys, an entropy / ln n that falls from above 0.2 to below 0.02.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed``, all ranks pass the same ``data`` and make the same calls.
@@ -132,7 +132,7 @@ class Monitor:
         self.close(error)
 
     def close(self, error: BaseException | None = None) -> None:
-        """End the monitoring, as at the end of a ``with`` block; ``error`` is the exception that ended it, if any.
+        """End the monitoring, as at the end of a ``with`` block; ``error``: the exception that ended the block, if any.
 
         Checks losses and gradients since the last check, reports skipped records, and closes the sinks.
         """
@@ -208,7 +208,7 @@ class Monitor:
         return {"steps": self.steps, "recorded": self._recorded, "alarms": self.alarms.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
-        """Restore the state that `state_dict` returned; ``records`` are the frames that ``report`` had received."""
+        """Restore the state that `state_dict` returned; ``records``: the frames passed to the function ``report``."""
         check_state(state, self.state_dict())
         lengths = self.alarms.first_lengths
         self.steps, self._recorded, self._records = state["steps"], state["recorded"], Records(records or ())

@@ -107,7 +107,7 @@ def jacobian_coherence(
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Coherence:
-    """Coherence over samples of the Jacobians with respect to every layer; made by `gradscope.jacobian_coherence`.
+    """Coherence of the Jacobians of all samples, one value per layer; made by `gradscope.jacobian_coherence`.
 
     - ``layers``: names in execution order; the target, with coherence 1, is last.
     - ``values``: coherence of each layer; an estimate may lie below 0.

@@ -170,7 +170,7 @@ class Positions(Profile):
     blocks: Blocks
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame: the rows of `Profile.to_frame`, then one row per layer and GSC_ts (block).
+        """Return a tidy frame: the rows of `Profile.to_frame`, then one row per layer and block of its Jacobian.
 
         The quantity of a block is "gsc_by_position".  The columns ``target_position`` and ``source_position`` hold its
         positions.  ``target_position`` is null if ``by`` is "source", and ``source_position`` if ``by`` is "target".
@@ -223,7 +223,7 @@ class Positions(Profile):
         return importlib.import_module("gradscope.plots").positions(self, ax=ax, **options)
 
     def summary(self) -> str:
-        """Return what ``print`` shows: the profile, the numbers of positions, and the share of GSC_ts that are zero."""
+        """Return what ``print`` shows: the profile, the numbers of positions, and the share of blocks that are zero."""
         _, rows, columns = self.blocks.log10_values.shape
         sources = self.blocks.log10_values[[name != self.target for name in self.blocks.layers]]
         split = (

@@ -176,7 +176,7 @@ def coordinate_check(
     probes: Size = 4,
     progress: Callable[[str], None] | None = None,
 ) -> CoordinateCheck:
-    """Measure how activations, gradients, updates and GSC scale with width or depth, and compare with the prediction.
+    """Measure how activations, gradients, updates and GSC scale with width or depth, and compare with predictions.
 
     A quantity that is proportional to n^b at width n has the exponent b.  Networks of several widths are trained for a
     few steps on one batch, and b is compared with the prediction of a parametrization.  A parametrization is a rule,
@@ -205,9 +205,9 @@ def coordinate_check(
         progress: Called with one line of text after each seed.
 
     Returns:
-        A `CoordinateCheck`.  Its intervals (Student's t over seeds) are for the mean over random initializations, on
-        this batch and at these sizes (`gradscope.comparing.coordinates.exponents`).  Predictions hold for large widths
-        and small changes, so choose large widths, and learning rates at which the first steps change little.
+        A `CoordinateCheck`.  Its intervals (Student's t over seeds) are for the mean exponent over random
+        initializations, on this batch and at these sizes (`gradscope.comparing.coordinates.exponents`).  Predictions
+        hold for large widths and small changes, so choose large widths, and small learning rates.
 
     Before each network is built, torch, Python and numpy are seeded; their random states are restored afterwards.  All
     steps of a network use the same dropout masks.

@@ -120,9 +120,10 @@ def check_norm(
     - "loss scale": |g| multiplied or divided by the scale of ``scaler``.
     - "another norm": ``fits`` says which of these numbers.  (1) |g|^2.  (2) The largest absolute value, the sum of
       absolute values, or the root mean square of all entries of g.  (3) The largest, the sum, the mean, or the root
-      mean square of the norms of all parameters.  (4) The sum, the mean, or the root of the summed squares of the norms
-      in all processes.  (5) |g| with tied parameters counted twice.  (6) The norm of some parameters only: those in one
-      module, those outside of one module, those with two or more dimensions, those with fewer, or those not frozen.
+      mean square of the gradient norms of all parameters.  (4) The sum, the mean, or the root of the summed squares of
+      the gradient norms of all processes.  (5) |g| with tied parameters counted twice.  (6) The gradient norm of
+      some parameters only: those in one module, those outside of one module, those with two or more dimensions, those
+      with fewer, or those not frozen.
 
     Arguments:
         model: Any module with gradients, also wrapped or sharded.
@@ -135,8 +136,8 @@ def check_norm(
             0.225, give 0.003.  Default: 4e-6, for sums in float32, plus the machine epsilon of the gradient's dtype.
 
     Returns:
-        A `NormCheck`.  A norm is accepted if it equals the logged number in all processes.  The norms in (6) above are
-        tried only if the probability that one of them equals a random number is below 1 %.
+        A `NormCheck`.  A norm is accepted if it equals the logged number in all processes.  The norms in (5) and (6)
+        above are tried only if the probability that one of them equals the logged number by chance is below 1 %.
 
     Raises:
         ValueError: There is no gradient, it holds NaN or Inf, ``logged`` is invalid or None in all processes, or a

@@ -88,10 +88,10 @@ class Residual:
     remarks: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame, one row per addition x + f(x) and quantity; also ``block``, ``skip``, ``stderr_probe``.
+        """Return a tidy frame, one row per addition and quantity, with columns ``block``, ``skip``, ``stderr_probe``.
 
-        ``layer`` is the name of the module that computes f(x), and ``index`` the number of the addition, from 1.  The
-        attribute ``channels`` is here the quantity ``outlier_channel``.  Quantities that may be negative (cosine,
+        ``layer`` is the module that computes f(x) in an addition x + f(x), and ``index`` numbers the additions from 1.
+        The attribute ``channels`` is here the quantity ``outlier_channel``.  Quantities that may be negative (cosine,
         shares) have no logarithm.  A quantity that is 0 / 0, such as the cosine if f(x) = 0, has no row.
         """
         channels = tuple(Estimate.exact(channel) for channel in self.channels)
