@@ -134,8 +134,9 @@ def orthonormal(
 ) -> Tensor:  # fmt: skip
     """Return random, mutually orthogonal probes (num, size) of length sqrt(size), for num <= size.
 
-    Their directions are uniformly distributed (Haar measure).  The mean of |A v|^2 over the probes v is an unbiased
-    estimate of |A|_F^2, and exact if num == size.  Its standard error is at most that of as many independent probes.
+    The directions of the probes are uniformly distributed (Haar measure).  The mean of |A v|^2 over the probes v is an
+    unbiased estimate of |A|_F^2, and exact if num == size.  The standard error of this mean is at most that for ``num``
+    independent probes of `sphere`.
 
     Raises:
         ValueError: ``num`` is larger than ``size``.

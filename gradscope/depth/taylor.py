@@ -41,8 +41,8 @@ def taylor_losses(
 ) -> pd.DataFrame:
     """Mean loss of a trained network with its last n units linearized in their parameters, for n = 0, 1, 2, ...
 
-    The output is expanded to first order in the change of the parameters of these n units, from ``initial`` to their
-    trained values.  The other units keep their trained parameters.
+    The output is expanded to first order in the change of the parameters of the last n units, from ``initial`` to
+    their trained values.  The other units keep their trained parameters.
 
     Arguments:
         model, initial: As for `gradscope.effective_depth`.

@@ -163,8 +163,8 @@ def log_gradient_variance(activation: ActivationLike, width: float, q: Positive 
     The squared gradient is |J^T v|^2, with the Jacobian J of a network with Gaussian weights and a fixed vector v.  To
     first order in 1 / n, for width n, one layer adds the variance (3 E[phi'^4] / E[phi'^2]^2 - 1) / n to ln |J^T v|^2.
     This is 2 / n for a linear layer, and 5 / n for ReLU.  Let s be the sum of these variances over all layers.  Then
-    ln |J^T v|^2 is normal with variance s and mean ln E |J^T v|^2 - s / 2.  The variance of ln GSC is at most s,
-    because GSC averages over the vectors v and over samples.
+    ln |J^T v|^2 is about normal, with variance s and mean ln E |J^T v|^2 - s / 2.  The norm |J|_qm^2 in GSC is an
+    average over vectors v, so its logarithm varies less.
 
     Raises:
         ValueError: ``width`` is below 1.

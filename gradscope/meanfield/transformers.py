@@ -84,7 +84,7 @@ class Transformer:
         score_variance: Variance of the query matrix times that of the key matrix.  Scores of normalized tokens have
             this variance.  Set it to 1 if queries and keys are normalized.
         value_variance: Variance of the value matrix times that of the output matrix of attention.
-        hidden_variance: Variance of the first matrix of an MLP.  In a gated MLP, gate and linear each have it.
+        hidden_variance: Variance of the first matrix of an MLP; if ``gated``, of each of the matrices gate and linear.
         output_variance: Variance of the matrix after the activation.
         outputs: Number of logits, which affects only the interval of `gsc`; None for infinitely many.
         mean_square: Mean square of an entry of the embeddings.
@@ -190,8 +190,8 @@ class Transformer:
         the ends of ln GSC -+ 4 sqrt(S / width), converted to log10.  The half-width is two standard deviations of
         ln GSC in the worst case: all positions vary together.  S sums these terms (`ledger` defines ``skip_share``):
 
-        - s + g for each branch f from the layer to the output: s = |f(x)|^2 / |x + f(x)|^2, and g = 1 - ``skip_share``.
-        - 1 in the row of a branch, width / (2 outputs) for the logits, and 1 / width except at ``norm`` and ``head``.
+        - s + g for each branch f after the layer: s = |f(x)|^2 / |x + f(x)|^2, and g = 1 - ``skip_share``.
+        - 1 in the row of a branch; width / (2 outputs) except at ``head``; 1 / width except at ``norm`` and ``head``.
 
         >>> found = Transformer(depth=12, width=512, length=64).gsc()
         >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1]].round(2)

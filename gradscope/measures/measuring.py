@@ -94,7 +94,7 @@ def measure(
         model: Any module; it is left exactly as it was.
         data: A tensor (B, ...) or a mapping; with ``loss_fn`` a pair (inputs, labels); with ``forward`` any batch.
         forward: A function ``(model, batch) -> output``.
-        loss_fn: A function ``(output, labels) -> losses`` (B,), one per sample.  The mean loss is differentiated.
+        loss_fn: A function ``(output, labels) -> losses`` (B,), one per sample.
         measures: Statistics to compute (`gradscope.measures`, or your own).  Default: all statistics of
             pre-activations, and with ``loss_fn`` all statistics of gradients.
         learning_rate: If given, `gradscope.measures.UpdateToWeight` is also measured, for this learning rate.

@@ -158,8 +158,8 @@ def statistic(
     """Axes with a statistic of each layer, such as "sign_diversity", against the layer's index from the input.
 
     Arguments and errors are those of `profile`, but ``data`` must have rows of ``quantity``, as a frame of
-    `gradscope.measure` has.  With one seed, bands are 1.96 standard errors.  With ``log10``, the logarithm of the
-    statistic is drawn where it is finite.
+    `gradscope.measure` has.  With one seed, bands extend 1.96 standard errors to each side.  With ``log10``, the
+    logarithm of the statistic is drawn where it is finite.
 
     >>> import torch, gradscope as gs
     >>> frame = gs.measure(gs.models.MLP(depth=3, width=8), torch.randn(16, 8))

@@ -184,7 +184,7 @@ def learning(metrics: Any, quantity: str, *, hue: str | None = None, ax: Axes | 
 
     Arguments:
         metrics: A frame, or a dict from names of networks to frames.  A frame has the columns ``step``, the one that
-            ``quantity`` names (null at steps without a value), and the one that ``hue`` names.
+            ``quantity`` names (NaN at steps without a value), and the one that ``hue`` names.
         quantity: The metric, such as "train_loss".
         hue: The column that determines the color; by default the text column whose values vary, such as ``model``.
         ax: Where to draw; a new figure by default.

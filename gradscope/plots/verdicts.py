@@ -44,7 +44,7 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
         ax: Where to draw; a new figure by default.
 
     Raises:
-        ValueError: A column is missing, every rate is null, or a curve has two points of one width.
+        ValueError: A column is missing, every rate is missing, or a curve has two points of one width.
 
     >>> rates = {"rate": 1.2, "rate_low": 1.1, "rate_high": 1.3, "theory": 1.25}
     >>> convergence(pd.DataFrame({"width": [50, 100], "norm": "layer", **rates}), hue="norm").texts[0].get_text()

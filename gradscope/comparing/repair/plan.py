@@ -55,7 +55,7 @@ def repair(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Repair:
-    """Return one factor for the weights of each unit: it sets local GSC or, if no factor can, the output's length.
+    """Return a factor for the weights of each unit, chosen to bring local GSC, or else the output's length, to a goal.
 
     A unit is a part of the network, such as a layer or a residual block.  Its local GSC is that of its input f_k with
     respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2, with the norm |J|_qm of `gradscope.qm_norm`.

@@ -169,8 +169,8 @@ def residual(
     or a simple function of x.  A skip is x itself ("identity"), x times a number or parameter ("scaled"), or x after
     linear or normalizing layers, pooling or slicing ("projection").  Sums are found in the autograd graph.
 
-    Every addition has the following quantities.  q(z) is the mean of z^2 over entries and samples.  In all items but
-    the last, x stands for the skip, that is, for x after any scaling or projection.
+    Every addition has the following quantities.  q(z) is the mean of z^2 over entries and samples.  In this list,
+    x is the skip, after any scaling or projection.  In the last item, "x itself" is the tensor before them.
 
     - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).
     - ``write_ratio``: sqrt(q(f) / q(x)).  ``write_cosine``: mean(x f) / sqrt(q(x) q(f)).
