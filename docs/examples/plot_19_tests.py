@@ -4,10 +4,10 @@ Gradient tests in continuous integration
 
 The assertions of ``gs.testing`` fail if GSC grows or shrinks too fast, or if all samples become alike inside the
 network. GSC does not show the size of activations: in a ReLU network without biases, a factor on all weights of a layer
-does not change GSC, although outputs and raw gradients may overflow. So test the size of the outputs as well:
-``model(x).square().mean().sqrt()``. With ``undecided="fail"``, ``assert_growth`` and ``assert_total`` also fail if the
-95 % interval contains a bound. If the model has several inputs, fix all but one: ``forward=lambda model, x: model(x,
-other)``. If its ``forward`` adds tensors, mark each sum: ``x = gs.tap(x + f(x), "sum")``.
+does not change GSC, although outputs and raw gradients may overflow. So test the size of the outputs as well. With
+``undecided="fail"``, ``assert_growth`` and ``assert_total`` also fail if the 95 % interval contains a bound. If the
+model has several inputs, fix all but one: ``forward=lambda model, x: model(x, other)``. If its ``forward`` adds
+tensors, mark each sum: ``x = gs.tap(x + f(x), "sum")``.
 """
 
 import matplotlib.pyplot as plt
@@ -24,10 +24,21 @@ def test_gradients():
     model = gs.models.MLP(depth=16, width=64, activation="tanh", residual="identity", generator=generator)
     assert_growth(model, x, low=0.8, high=1.25, undecided="fail")
     assert_no_collapse(model, x)
+    assert 0.01 < model(x).square().mean().sqrt() < 100
 
 
 test_gradients()
 print("passed")
+
+# %%
+# A normalization cancels a factor on the weights before it, so neither GSC nor outputs show a wrong scale of these
+# weights.  In a residual network, test the write ratio instead: the size of what a branch adds, divided by the size of
+# its skip.
+
+model = gs.models.MLP(depth=16, width=64, activation="tanh", norm="layer", residual="identity", generator=generator)
+ratios = gs.residual(model, x).to_frame().query("quantity == 'write_ratio'")["value"]
+print(f"write ratios: {ratios.min():.2f} to {ratios.max():.2f}")
+assert ratios.between(0.1, 3).all()
 
 # %%
 # The interval of a rate is wide if a network has few layers, or blocks that differ.  A bad network may then pass with

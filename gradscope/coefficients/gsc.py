@@ -69,8 +69,8 @@ def gsc(
             one batch gives one result per rank.
         forward: A function ``(model, batch) -> tensor``.  It is needed if the data or the output of the model have a
             structure that gradscope does not know.
-        layers: Rows of the profile: a pattern such as "blocks.*", a list of patterns, or a function `Layer` -> bool.
-            Default: one row per unit, such as a block of a ResNet (`gradscope.forward.units.units`).
+        layers: Rows of the profile: a pattern such as "blocks.*" (* also stands for dots), a list of patterns, or a
+            function `Layer` -> bool.  Default: one row per unit, such as a block (`gradscope.forward.units.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
         probes: The cotangents (vectors in the space of the target) that backward passes pull back:
