@@ -140,8 +140,8 @@ def remarks(
 def off_trunk(names: Sequence[str]) -> str:
     """The remark about layers inside branches."""
     return (
-        f"Inside a branch, so the coefficient counts only the paths through this layer: {_listed(names)}. A growth rate "
-        "leaves these layers out if it has others."
+        f"Inside a branch, so the coefficient counts only the paths through this layer: {_listed(names)}. A growth "
+        "rate leaves these layers out if it has others."
     )
 
 
