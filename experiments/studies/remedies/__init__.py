@@ -212,7 +212,7 @@ changes the number of parameters by at most 1 %. The remedies are:
 
 **Repeated networks.** Mean field describes networks of infinite width, for which only the variance of the weights
 matters. So in mean field, some remedies give a network that is already in the study. Such a network is a
-**repetition**. The repetitions are:
+**repetition** of the other network. The repetitions are:
 
 - tanh (without biases): critical and orthogonal weights have the same variance as lecun weights.
 - relu+batch: batch normalization cancels the scale of the weights. So in mean field, xavier, orthogonal and LSUV
@@ -221,8 +221,8 @@ matters. So in mean field, some remedies give a network that is already in the s
 
 Repetitions are marked †. They are compared with the network that they repeat, and not counted as remedies.
 
-**No finding is counted twice.** Three repetitions equal another network at every width, not only in mean field. These
-three are not tested as claims:
+**No finding is counted twice.** Three repetitions have the same distribution of GSC as another network at every width,
+not only in mean field. These three are not tested as claims:
 
 - tanh: critical and lecun weights have the same distribution.
 - relu+batch: xavier weights are distributed like the unchanged weights times a constant. Batch normalization cancels
