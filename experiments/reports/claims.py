@@ -12,16 +12,16 @@ from experiments.evidence.study import Claim
 from experiments.evidence.words import table
 
 RULE = (
-    "Brackets after a number contain its 95 % interval. A claim is supported if it is true for every value in its "
-    "interval, contradicted if it is true for no value in it, and undecided otherwise. A claim with several intervals "
-    "is supported if every one supports it, and contradicted if at least one contradicts it. If a number has no "
-    "interval, the claim is supported if it is true for this number, and contradicted otherwise. Some claims have "
-    'another rule, which the claim or the method states. "No spread" means that both ends of the interval are equal up '
-    "to rounding."
+    "Brackets after a number contain its 95 % interval. A claim is supported if all values in the interval satisfy "
+    "it, contradicted if no value does, and undecided otherwise. A claim with several intervals is supported if all of "
+    "them support it, contradicted if at least one contradicts it, and undecided otherwise. A claim about a number "
+    "without an interval is supported if the number satisfies it, and contradicted otherwise. Some claims have another "
+    'rule, which the claim or the method states. "No spread" means that both ends of an interval are equal up to '
+    "rounding."
 )
 GROUPED = (
-    "A claim with *X*, or with *X* and *Y*, is one claim for each row of its table. Brackets after it contain what is "
-    "equal in all rows, such as the limit."
+    "Claims with nearly the same sentence are the rows of a table. *X* and *Y* stand for the words that differ. "
+    "Brackets after the sentence contain what holds for all rows, such as the limit that decides."
 )
 EXPLORATORY = 'Claims that begin with "Exploratory" were added after a first look at the data.'
 CHECKED = "*Checked* claims are theorems or identities, tested up to rounding. Only a bug could make such a test fail."
@@ -56,7 +56,7 @@ class Group:
     def header(self) -> tuple[list[str], dict[str, str]]:
         """The names of the columns of numbers, and the other numbers, which are equal in all claims.
 
-        The first number of a claim is the one that decides, so it always has a column.
+        The first number of a claim always has a column, even if it is equal in all claims.
         """
         found = [parts(claim) for claim in self.claims]
         first, *others = found[0]

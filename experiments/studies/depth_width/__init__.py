@@ -26,14 +26,15 @@ def claims(collected: Collected) -> list[Claim]:
         says = f"The log growth rate of GSC in {name(network)} stays within tolerance at every {size}"
         parts = listed(f"{one:+} for {size} {number}" for one, number in means)
         because = f"log rate minus the log rate at {size} {rates.numbers(size)[-1]}: {parts}"
-        made.append(Claim(says, rates.within_tolerance(size), f"{because}; required: each within {TOLERANCE:g} of 0"))
+        because = f"{because}; required: each difference of log rates within {TOLERANCE:g} of 0"
+        made.append(Claim(says, rates.within_tolerance(size), because))
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         change, sizes = _change(found, network, size), rates.numbers(size)
         says = f"The growth rate of GSC in {name(network)} depends on the {size}"
         because = f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+}"
         rule = (
-            "supported: unrounded interval without 0; contradicted: interval that contains 0 and lies within "
-            f"{TOLERANCE:g} of 0"
+            "supported: the interval of the change, unrounded, excludes 0; contradicted: the interval contains 0 and "
+            f"lies within {TOLERANCE:g} of 0"
         )
         made.append(Claim(says, _depends(change), f"{because}; {rule}"))
     for network, rates in found.items():
@@ -42,9 +43,10 @@ def claims(collected: Collected) -> list[Claim]:
             f"Extrapolated to infinite width, the growth rate of GSC in {name(network)} agrees with mean field within "
             "tolerance"
         )
-        because = f"extrapolated log rate minus log rate of mean field: {end:+}; required: within {TOLERANCE:g} of 0"
+        because = f"extrapolated log rate minus log rate of mean field: {end:+}"
+        limit = f"required: difference of the log rates within {TOLERANCE:g} of 0"
         line = f"slope of the log rate against 1 / width: {slope:+}"
-        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; {line}"))
+        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; {limit}; {line}"))
     return made
 
 
@@ -100,8 +102,9 @@ def details(collected: Collected) -> str:
     for network, rates in found.items():
         ends, limit = (f"{mean(rates.ends(size)):+}" for size in SIZES), geometric_mean(np.exp(rates.lines[:, 0]))
         rows.append([name(network), rates.largest, f"{rates.theory:.4f}", *ends, limit])
-    header = ["network", "rate, largest network", "mean field", "log rate: deepest - shallowest"]
-    return "\n\n".join([*parts, table([*header, "log rate: widest - narrowest", "rate at infinite width"], rows)])
+    changes = (f"change of the log rate from smallest to largest {size}" for size in SIZES)
+    header = ["network", "rate of the largest network", "mean-field rate", *changes, "rate at infinite width"]
+    return "\n\n".join([*parts, table(header, rows)])
 
 
 STUDY = Study(
@@ -122,7 +125,7 @@ changes there by an outlying factor. The **log rate** is the natural logarithm o
 
 A network is **within tolerance** over depth if its log rate at every depth differs by less than {TOLERANCE:g} from its
 log rate at the largest depth. Each of these log rates is a mean over the widths. The whole interval of each difference
-must lie within the tolerance. Over width, the same definition holds with depth and width exchanged. Over the
+must lie within {TOLERANCE:g} of 0. Over width, the same definition holds with depth and width exchanged. Over the
 {1 / TOLERANCE:.0f} layers of the deepest networks, a difference of {TOLERANCE:g} in the log rate changes GSC by a
 factor of e.
 
@@ -132,10 +135,10 @@ compared with the log rate at the largest depth. The intervals of these differen
 the smaller depths and over both analyses. The same holds for widths.
 
 A rate **depends on the depth** if the log rate changes from the smallest to the largest depth: the interval of this
-change excludes 0, however small the change. The claim is contradicted if the interval contains 0 and lies within the
-tolerance. The rate then changes by less than the tolerance, if at all. The dependence on the width is tested in the
-same way. Intervals of the changes are simultaneous over all {len(SIZES) * len(NETWORKS)} tests (depth and width of each
-network) and over both analyses.
+change excludes 0, however small the change. The claim is contradicted if the interval contains 0 and lies within
+{TOLERANCE:g} of 0. The log rate then changes by less than {TOLERANCE:g}, if at all. The dependence on the width is
+tested in the same way. Intervals of the changes are simultaneous over all {len(SIZES) * len(NETWORKS)} tests (depth
+and width of each network) and over both analyses.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width. With batch normalization, the rate in
 this limit depends on the batch size, which is {{data.batch_size}} here. The deviation of a finite network from mean
@@ -143,11 +146,11 @@ field should be proportional to 1 / width. To test the limit, we fit a line to t
 (least squares), and extrapolate this line to 1 / width = 0.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals over initializations. The intervals in the table and for infinite width are not
-simultaneous. A first analysis of {FIRST_SEEDS} initializations could not decide whether the SELU network is within
-tolerance at every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log
-rates were compared instead of rates. For the SELU network, "All results" also gives the verdicts of the added
-initializations alone.
+Intervals are 95 % Student's t intervals over initializations. The intervals in the table under "All results" and for
+infinite width are not simultaneous. A first analysis of {FIRST_SEEDS} initializations could not decide whether the SELU
+network is within tolerance at every width. Then the number of initializations was raised once, to {{num_seeds}} for all
+networks, and log rates were compared instead of rates. For the SELU network, "All results" also gives the verdicts of
+the added initializations alone.
 
 Random probes add little error to a rate: far from the output, their noise shifts log GSC of all layers by nearly the
 same amount, and such a shift does not change the rate. The study covers one batch size, which is smaller than every

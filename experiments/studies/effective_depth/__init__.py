@@ -20,7 +20,7 @@ __all__ = ["STUDY", "measure"]
 # Effective depths that differ by at most this number of layers count as equal.
 NEAR = 1.0
 # What an effective depth is, for the answer.
-MEANS = " (largest number of trained layers whose joint contribution is not negligible)"
+MEANS = " (largest number of layers whose changes by training noticeably multiply in the Jacobian)"
 # A network has learned if it classifies this fraction of the test digits correctly.
 LEARNED = 0.5
 # Contributions with a log10 share below this value are not stored.
@@ -50,7 +50,7 @@ def claims(collected: Collected) -> list[Claim]:
             Claim(
                 says,
                 found.below(layers / 2),
-                f"effective depth: {found} of {_counted(runs, key)}; half: {layers / 2:g}",
+                f"effective depth: {found} of {_counted(runs, key)}; half of the layers: {layers / 2:g}",
             )
         )
     for key in runs.shallow:  # every run must agree, so there is no interval
@@ -64,7 +64,8 @@ def claims(collected: Collected) -> list[Claim]:
         first, last = depths.index[0], depths.index[-1]
         change = mean(depths.loc[last] - depths.loc[first], num)
         because = (
-            f"after step {first:.0f}: {mean(depths.loc[first])} layers; change until step {last:.0f}: {change:+} layers"
+            f"effective depth after step {first:.0f}: {mean(depths.loc[first])} layers; change until step {last:.0f}: "
+            f"{change:+} layers"
         )
         made.append(Claim(f"{name(key)}: the effective depth grows during training", change.above(0), because))
     for key, other in alike.items():
@@ -81,8 +82,8 @@ def claims(collected: Collected) -> list[Claim]:
         found, layers = mean(runs.replaceable(key), num), runs.layers(key)
         says = f"{name(key)}: a first-order expansion can replace more than half of the layers"
         because = (
-            f"layers replaced while the loss rises by at most {SUFFERS:g}: {found} of {_counted(runs, key)}; half: "
-            f"{layers / 2:g}"
+            f"layers replaced while the loss rises by at most {SUFFERS:g}: {found} of {_counted(runs, key)}; "
+            f"half of the layers: {layers / 2:g}"
         )
         made.append(Claim(says, found.above(layers / 2), because))
     return [*made, _independent(runs), _together(runs), _certain(runs)]
@@ -102,7 +103,9 @@ def _independent(runs: Runs) -> Claim:
     found = {key: mean(runs.final(key, "independent_depth") - runs.final(key), len(keys)) for key in keys}
     farthest = max(found, key=lambda key: abs(found[key].value))
     near = {key: one.within(0, NEAR) for key, one in found.items()}
-    outside = ", ".join(f'"{name(key)}"' for key, holds in near.items() if holds is False)
+    words = {key: f'{one} in the network "{name(key)}"' for key, one in found.items()}
+    outside = ", ".join(words[key] for key, holds in near.items() if holds is False)
+    shown = f"the difference farthest from 0 is {words[farthest]}"
     says = (
         "If Jacobians of layers before training and their changes by training had independent directions, the "
         f"effective depth of a network would change by at most {NEAR:g} layer"
@@ -110,9 +113,7 @@ def _independent(runs: Runs) -> Claim:
     return Claim(
         says,
         all_of(*near.values()),
-        f"effective depth with independent directions minus measured effective depth: the difference farthest from 0 "
-        f'is {found[farthest]}, in the network "{name(farthest)}"; networks that contradict the claim, because their '
-        f"whole interval is farther than {NEAR:g} from 0: {outside or 'none'}",
+        f"effective depth with independent directions minus measured effective depth: {outside or shown}",
     )
 
 
@@ -180,7 +181,8 @@ def _used(runs: Runs, keys: list[Key], words: str = "") -> str:
 def details(collected: Collected) -> str:
     """A table of all networks, and the names of networks that are left out because their training diverges."""
     runs = Runs(collected.frame)
-    header = ["network", "layers", "test accuracy, %", "effective depth", f"for share {TOLERANCES[1]:g}"]
+    header = ["network", "layers", "test accuracy, %"]
+    header += ["effective depth", f"effective depth for share {TOLERANCES[1]:g}", "effective depth if independent"]
     rows = []
     for key in runs.trained:
         found = [runs.final(key), runs.final(key, index=1), runs.final(key, "independent_depth"), runs.replaceable(key)]
@@ -188,12 +190,12 @@ def details(collected: Collected) -> str:
         rows.append([name(key), runs.layers(key), accuracy, *(str(mean(values)) for values in found)])
     columns = (
         "Numbers of layers include the head and, in residual networks, the stem. "
-        f'"For share {TOLERANCES[1]:g}": effective depth if only shares of at least {TOLERANCES[1]:g} count. "If '
-        "independent\": effective depth if the layers' Jacobians before training and their changes by training had "
-        'independent directions. "Replaceable": largest number of last layers that a first-order expansion can replace '
-        f"while the loss rises by at most {SUFFERS:g}."
+        f'"For share {TOLERANCES[1]:g}": only shares of at least {TOLERANCES[1]:g} count. "If independent": the value '
+        "if the layers' Jacobians before training and their changes by training had independent directions. "
+        '"Replaceable layers": largest number of last layers that a first-order expansion can replace while the loss '
+        f"rises by at most {SUFFERS:g}."
     )
-    parts = [columns, table([*header, "if independent", "replaceable"], rows)]
+    parts = [columns, table([*header, "replaceable layers"], rows)]
     if runs.failed:
         parts.append(
             f"Left out ({len(runs.failed)} of {len(runs.failed) + len(runs.trained)} networks), because training "
@@ -208,8 +210,9 @@ STUDY = Study(
     question="How much of its depth does a trained network use?",
     use="""
 Do not assume that training uses all layers. Also check the accuracy of a deep network: a network that hardly learns can
-have a large effective depth. With skip connections, a first-order expansion can replace about half of the layers or
-more. So the joint effect of training these layers is nearly the sum of the effects of the single layers.
+have a large effective depth. With skip connections, a first-order expansion in the weights can replace about half of
+the layers or more. The expansion adds the effects of training the single layers. So in the trained network, these
+effects nearly add up.
 """,
     method=f"""
 **Residual trick.** J_l is the Jacobian of layer l of the trained network: the derivative of the layer's output with

@@ -55,8 +55,7 @@ def claims(collected: Collected) -> list[Claim]:
             "The looks-linear network is an affine map up to rounding",
             linear.affine,
             f"fraction of the variance of the outputs that no affine map of the inputs explains: at most "
-            f"{linear.nonlinearity.max():.1g}; required: below {ROUNDING:g}; linear fit error of the last layer: "
-            f"{means.mean(linear.last_layer)}",
+            f"{linear.nonlinearity.max():.1g}; required: below {ROUNDING:g}",
             identity=True,
         ),
     ]
@@ -80,7 +79,7 @@ def answer(collected: Collected) -> str:
         f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output by a factor of more than "
         f"{10**LEAST:.1f}, at equal numbers of parameters (a remedy counts once for each network that it changes). "
         f"The strongest remedies, named as in the method, are {listed(best)}. "
-        f"{price[0].upper()}{price[1:]}."
+        f"In the networks in brackets, {price}."
     )
 
 
@@ -101,8 +100,8 @@ def details(collected: Collected) -> str:
         f"The rank correlation of GSC and NLC, which is not tested, is {listed(orders)}."
     ]
     for baseline, by_remedy in found.items():
-        head = [NAMES[baseline], "log10 GSC, input to output", "rate per layer", "rate in mean field", "not affine",
-                "last layer not linear", "NLC"]  # fmt: skip
+        head = [f"{NAMES[baseline]}: remedy", "log10 GSC, input to output", "growth rate of GSC per layer",
+                "mean-field rate", "not affine", "last layer not linear", "NLC"]  # fmt: skip
         order = sorted(by_remedy, key=lambda remedy: -by_remedy[remedy].total.mean())
         parts.append(table(head, [_row(baseline, remedy, by_remedy[remedy]) for remedy in order]))
     parts.append("† In mean field, this network is the same as another network of its table.")
@@ -134,8 +133,8 @@ def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
     return Claim(
         f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" lowers GSC from input to output',
         change.below(-LEAST),
-        f"change of log10 GSC: {change:+}; required: below {-LEAST:.2f}; growth rate of GSC per layer: "
-        f"{means.mean(after.rate)} instead of {before.rate.mean():.3f}",
+        f"change of log10 GSC: {change:+}; required: change of log10 GSC below {-LEAST:.2f}; growth rate of GSC "
+        f"per layer: {means.mean(after.rate)} instead of {before.rate.mean():.3f}",
     )
 
 
@@ -146,8 +145,8 @@ def _repeats(found: Outcomes, baseline: str, remedy: str) -> Claim:
     same = "the unchanged network" if twin == NONE else f'"{twin}"'
     says = f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" gives the same GSC as {same}'
     because = (
-        f"difference of log10 GSC: {change:+}; required: within {LEAST:.2f} of 0; difference of the growth rates per "
-        f"layer: {rate:+}"
+        f"difference of log10 GSC: {change:+}; required: difference of log10 GSC within {LEAST:.2f} of 0; difference "
+        f"of the growth rates per layer: {rate:+}"
     )
     return Claim(says, change.within(0.0, LEAST), because)
 
@@ -157,8 +156,8 @@ def _same_rate(found: Outcomes, baseline: str) -> Claim:
     says = f"{NAMES[baseline]}: fewer and wider layers do not change the rate per layer"
     change = _change(found, baseline, "wider", NONE)
     because = (
-        f"change of the growth rate of GSC per layer: {difference:+}; required: within {EQUAL:.2g} of 0; from input to "
-        f"output, change of log10 GSC: {change:+}"
+        f"change of the growth rate of GSC per layer: {difference:+}; required: change of the rate within "
+        f"{EQUAL:.2g} of 0; change of log10 GSC from input to output: {change:+}"
     )
     return Claim(says, difference.within(0.0, EQUAL), because)
 
@@ -188,8 +187,8 @@ STUDY = Study(
     answer=answer,
     use="""
 Reduce the depth, add skip connections, or change the initial weights or the normalization. The tables under "All
-results" rank the remedies for each network. Also check the nonlinearity: a network that is only an affine map can have
-GSC near 1, but is useless.
+results" rank the remedies for each network by GSC. Also check the nonlinearity: a network that is only an affine map
+can have GSC near 1, but is useless.
 """,
     method=f"""
 Three exploding networks have depth {DEPTH}, width {WIDTH} and a linear head with {NUM_OUTPUTS} outputs: tanh with
@@ -213,7 +212,7 @@ changes the number of parameters by at most 1 %. The remedies are:
 
 **Repeated networks.** Mean field describes networks of infinite width, for which only the variance of the weights
 matters. So in mean field, some remedies give a network that is already in the study. Such a network is a
-**repetition**. The repetitions are:
+**repetition** of the other network. The repetitions are:
 
 - tanh (without biases): critical and orthogonal weights have the same variance as lecun weights.
 - relu+batch: batch normalization cancels the scale of the weights. So in mean field, xavier, orthogonal and LSUV
@@ -222,8 +221,8 @@ matters. So in mean field, some remedies give a network that is already in the s
 
 Repetitions are marked †. They are compared with the network that they repeat, and not counted as remedies.
 
-**No finding is counted twice.** Three repetitions equal another network at every width, not only in mean field. These
-three are not tested as claims:
+**No finding is counted twice.** Three repetitions have the same distribution of GSC as another network at every width,
+not only in mean field. These three are not tested as claims:
 
 - tanh: critical and lecun weights have the same distribution.
 - relu+batch: xavier weights are distributed like the unchanged weights times a constant. Batch normalization cancels
@@ -235,7 +234,7 @@ If "wider" does not change the rate per layer, it lowers GSC only because there 
 "wider lowers GSC" as another claim.
 
 **Growth** is log10 GSC (squared convention) from input to output. Growth per layer would be misleading, because
-networks with equal numbers of parameters differ in depth. A remedy **lowers** GSC if the whole interval of its change
+networks with equal numbers of parameters differ in depth. A remedy **lowers** GSC if the whole interval of the change
 of log10 GSC is below -{LEAST:.2f}. The value {LEAST:.2f} is log10({1 + MARGIN:g}^{DEPTH}): the growth over {DEPTH}
 layers at the largest rate that `gradscope.growth` calls stable, {1 + MARGIN:g}.
 
@@ -259,7 +258,7 @@ NLC, is not tested: if the inputs are Gaussian noise and the outputs have mean 0
 Intervals are 95 % Student's t intervals over initializations. Differences between networks are computed for each seed,
 then averaged. In the tables, means of the linear fit error and of NLC are geometric. Intervals for changes of GSC are
 simultaneous (Bonferroni). Two choices were made after a first look at the data: the smallest change of GSC that counts,
-and which networks count as repeated. There are few remedies per network, so the test may miss a real rank correlation.
+and which networks are repetitions. There are few remedies per network, so the test may miss a real rank correlation.
 The study covers one depth, one number of parameters and Gaussian noise, all at initialization. A network that is nearly
 affine at initialization may become nonlinear during training.
 """,

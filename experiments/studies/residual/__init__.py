@@ -23,7 +23,7 @@ RESNET_BLOCKS, RESNET_WIDTH = 15, 16
 STEADY = 0.02
 # Limit of log10 GSC over all blocks: above it, GSC explodes. The same limit holds for log10 of the squared length.
 KEEPS = 1.0
-EQUAL = f"required: within {100 * TOLERANCE:.0f} % of 1"
+EQUAL = f"within {100 * TOLERANCE:.0f} % of 1"
 RESNETS = ("resnet-0", f"resnet-{UNIT}")
 
 
@@ -70,8 +70,8 @@ def details(collected: Collected) -> str:
         rows.append([f"{name(branch)}, by the law", *law, f"{numbers.expected_exponent(frame, branch):.3f}"])
     head = ["branch", *(f"k = {k}" for k in DILUTIONS), "unit skips: exponent"]
     words = (
-        "The table gives the growth rate of GSC per block at constant dilution k, and the exponent of the power of "
-        "the depth that GSC follows with unit skips (skip weight 1)."
+        "The table gives the growth rate of GSC per block at constant dilution k. The last column is for unit skips "
+        "(skip weight 1): there, GSC grows like a power of the depth with this exponent."
     )
     return f"{words}\n\n{table(head, rows)}"
 
@@ -80,8 +80,8 @@ def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     rates, theory = numbers.rates(frame, branch, "0"), numbers.branch_rate(frame, branch)
     ratio = means.mean((rates - 1) / (theory - 1))
     says = f"Without a skip, GSC of {name(branch)} grows as mean field predicts"
-    rate = f"growth rate of GSC per block: {means.mean(rates)}; mean field: {theory:.4f}"
-    because = f"{rate}; measured (rate - 1) / predicted (rate - 1): {ratio}; {EQUAL}"
+    rate = f"growth rate of GSC per block: {means.mean(rates)}; mean-field rate: {theory:.4f}"
+    because = f"{rate}; ratio of measured (rate - 1) to mean-field (rate - 1): {ratio}; required: ratio {EQUAL}"
     return Claim(says, ratio.within(1.0, TOLERANCE), because)
 
 
@@ -92,8 +92,9 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
     return Claim(
         f"A skip with dilution k = {dilution} divides GSC - 1 of {name(branch)} blocks by k^2 + 1{where}",
         ratio.within(1.0, TOLERANCE),
-        f"growth rate of GSC per block: {means.mean(numbers.rates(frame, branch, dilution + width))}; by the law: "
-        f"{law:.4f}; (rate - 1) (k^2 + 1) with the skip, divided by (rate - 1) without a skip: {ratio}; {EQUAL}",
+        f"growth rate of GSC per block: {means.mean(numbers.rates(frame, branch, dilution + width))}; rate by the "
+        f"law: {law:.4f}; ratio of (rate - 1) (k^2 + 1) with the skip to (rate - 1) without a skip: {ratio}; "
+        f"required: ratio {EQUAL}",
     )
 
 
@@ -112,25 +113,27 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
         Claim(
             f"At constant dilution, k = 1, GSC of {name(branch)} grows exponentially",
             constant.within(1.0, TOLERANCE),
-            f"{late} {constant}; {EQUAL}; {power}",
+            f"{late} {constant}; required: late / early growth {EQUAL}; {power}",
         ),
         Claim(
             f"With unit skips (skip weight 1), GSC of {name(branch)} grows more slowly than an exponential",
             growing.below(1 - TOLERANCE),
-            f"{late} {growing}; required: below {1 - TOLERANCE:g}; an exponential would give 1, {power}",
+            f"{late} {growing}; required: late / early growth below {1 - TOLERANCE:g}; an exponential would give 1, "
+            f"{power}",
         ),
         Claim(
             f"With unit skips (skip weight 1), the growth of GSC of {name(branch)} slows down as the law predicts",
             relative.within(1.0, TOLERANCE),
-            f"{late} {growing}; by the law: {law:.3f}; measured / law: {relative}; {EQUAL}; {power}",
+            f"{late} {growing}; late / early growth by the law: {law:.3f}; measured / law: {relative}; "
+            f"required: measured / law {EQUAL}",
         ),
         Claim(
-            f"With unit skips (skip weight 1), GSC of {name(branch)} grows from block {WINDOW[1]} to {WINDOW[2]} with "
-            "the exponent of the depth that the law predicts",
+            f"With unit skips (skip weight 1), the exponent of GSC of {name(branch)} from block {WINDOW[1]} to "
+            f"{WINDOW[2]} is as the law predicts",
             means.mean(exponents / exponent).within(1.0, TOLERANCE),
-            f"exponent by the law: {exponent:.3f}; measured: {means.mean(exponents)}; required: between "
-            f"{(1 - TOLERANCE) * exponent:.3f} and {(1 + TOLERANCE) * exponent:.3f}; by the law for infinite depth: "
-            f"{numbers.branch_rate(frame, branch) - 1:.3f}",
+            f"measured exponent: {means.mean(exponents)}; required: between {(1 - TOLERANCE) * exponent:.3f} and "
+            f"{(1 + TOLERANCE) * exponent:.3f}; exponent by the law: {exponent:.3f}; exponent by the law for infinite "
+            f"depth: {numbers.branch_rate(frame, branch) - 1:.3f}",
         ),
     ]
 
@@ -141,7 +144,7 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     return Claim(
         f"The law of dilution holds in single blocks of {name(branch)} with {CASES[case]}",
         ratio.within(1.0, TOLERANCE),
-        f"sum of measured (GSC - 1) over the blocks, divided by the sum of (GSC - 1) by the law: {ratio}; {EQUAL}; "
+        f"ratio of the sum of measured (GSC - 1) to the sum of (GSC - 1) by the law: {ratio}; required: ratio {EQUAL}; "
         f"mean measured dilution k: {own['dilution'].mean():.2f}; mean measured GSC r of a branch: "
         f"{own['branch_gsc'].mean():.3f}",
     )
@@ -153,8 +156,8 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     return Claim(
         f"In single blocks of ReLU networks whose branches end in {end}, GSC is 1, as the law predicts",
         ratio.within(1.0, STEADY),
-        f"measured GSC of a block, divided by GSC by the law: {ratio}; required: within {100 * STEADY:.0f} % of 1; "
-        f"mean measured GSC r of a branch: {blocks['branch_gsc'].mean():.3f}",
+        f"ratio of measured GSC of a block to GSC by the law: {ratio}; required: ratio within {100 * STEADY:.0f} % of "
+        f"1; mean measured GSC r of a branch: {blocks['branch_gsc'].mean():.3f}",
     )
 
 
@@ -183,8 +186,8 @@ def _resnet(frame: pd.DataFrame) -> list[Claim]:
             "skips",
         ),
         Claim(
-            "Skip connections lower the growth per block of a ResNet's GSC more in the last stage than in the first "
-            "stage",
+            "Skip connections divide the growth of log GSC per block of a ResNet by a larger factor in the last stage "
+            "than in the first stage",
             means.mean(flat - flat_plain).below(0.0),
             f"growth of log GSC per block, last stage / first stage: {means.mean(flat)} with skips, "
             f"{means.mean(flat_plain)} without; growth factor of GSC per block in the three stages: {factors} with "
@@ -210,14 +213,14 @@ of {DEPTH} blocks and width {WIDTH}. A linear map (the stem) maps the input to t
 {NUM_PROBES} random probes.
 
 **Law of dilution** ("the law"). The **dilution** k of a block is the length (Euclidean norm) of its skip divided by the
-length of its branch. GSC of the branch alone is called r. If skip and branch are orthogonal, and their Jacobians too,
-GSC of the block is (k^2 + r) / (k^2 + 1) (G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So
-GSC of the block minus 1 is (r - 1) / (k^2 + 1).
+length of its branch. GSC of the branch alone is called r. If the outputs of skip and branch are orthogonal, and their
+Jacobians too (Frobenius inner product 0), GSC of the block is (k^2 + r) / (k^2 + 1) (G. Philipp et al.,
+arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So GSC of the block minus 1 is (r - 1) / (k^2 + 1).
 
 **Constant dilution.** Normalization gives the branches of all blocks the same length b. If the skip weight s is below
 1, the length of f_l converges over several blocks to b / sqrt(1 - s^2), because skip and branch are orthogonal. So k
 converges to s / sqrt(1 - s^2). We choose s such that this limit is {", ".join(DILUTIONS)} (0: no skip). Networks with
-the largest k are also measured at width {NARROW_WIDTH}.
+the smallest and the largest k are also measured at width {NARROW_WIDTH}.
 
 The **rate** is the growth factor of GSC per block. By the law, a skip divides rate - 1 by k^2 + 1. So for each seed, we
 divide (rate - 1) (k^2 + 1) with the skip by rate - 1 without a skip. By the law, this ratio is 1. Its mean must be
@@ -225,7 +228,8 @@ within {100 * TOLERANCE:.0f} % of 1.
 
 **Unit skips** (s = 1). The skip gets longer with every block: k^2 of a block is about the number of blocks before this
 block (the depth). By the law, log GSC therefore grows by about (r - 1) / depth per block. So GSC from the stem grows
-like a power of the depth, depth^(r - 1), and not like the exponential r^depth. We measure two numbers:
+like a power of the depth, depth^(r - 1), and not like the exponential r^depth. We measure two numbers of GSC from the
+stem:
 
 - **Late / early growth**: the growth of log GSC per block from block {WINDOW[1]} to block {WINDOW[2]}, divided by the
   growth per block from block {WINDOW[0]} to block {WINDOW[1]}. It is 1 for an exponential, and {POWER:.3f} for a power
@@ -234,7 +238,7 @@ like a power of the depth, depth^(r - 1), and not like the exponential r^depth. 
 
 The law gives a pure power only for very deep networks. For the depths that we measure, we compute GSC by the law as the
 product over blocks of (k^2 + r) / (k^2 + 1), with k and r from mean field. Late / early growth and exponent of this
-product are the values "by the law".
+product are called "by the law".
 
 **Single blocks.** In {NUM_BLOCKS} blocks of every network, we measure k, r and the GSC of the block. For each network
 and seed, the measured values of GSC - 1 are summed over these blocks. This sum is divided by the sum of GSC - 1 by the

@@ -36,9 +36,9 @@ def answer(collected: Collected) -> str:
     logit = {qk: decide.change(frame, "attention_logit", qk, LARGE) for qk in (False, True)}
     delay = decide.delay(found.table, TOO_LARGE[0], _num_steps(collected))
     return (
-        f'The signal "{WORDS[most]}" announces the divergence of {found.announced(warned)}, with a median lead of '
-        f"{found.typical(warned)}, and fires in {found.false_alarms(most)} that do not diverge (the method "
-        f"defines signal and lead). A jump of the loss announces the divergence of {found.announced(loss)}, with a "
+        f'The signal "{WORDS[most]}" announces the divergence of {found.announced(warned)}, with a median lead '
+        f"(steps from signal to divergence) of {found.typical(warned)}, and fires in {found.false_alarms(most)} that "
+        f"do not diverge. A jump of the loss announces the divergence of {found.announced(loss)}, with a "
         f"median lead of {found.typical(loss)}. During training at peak step size {LARGE:g}, log10 of the largest "
         f"attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak "
         f"step size {TOO_LARGE[0]:g}, the step of divergence with QK norm minus the step without is {delay}."
@@ -56,7 +56,7 @@ def details(collected: Collected) -> str:
         ]
         for name in sorted(found.fired, key=lambda name: -found.leads[name].notna().sum())
     ]  # fmt: skip
-    early = f"announced {EARLY} steps or more before the failure"
+    early = f"failures announced at least {EARLY} steps in advance"
     head = ["signal", "failures announced", "median lead", early, "false alarms", "false alarms, equally long"]
     rates = sorted(frame["lr"].unique())
     moved = [
@@ -65,14 +65,14 @@ def details(collected: Collected) -> str:
         for name in decide.MOVES
         for qk in (False, True)
     ]  # fmt: skip
-    changes = ["quantity", "QK norm", *(f"step size {rate:g}" for rate in rates if rate not in TOO_LARGE)]
+    changes = ["quantity", "QK norm", *(f"peak step size {rate:g}" for rate in rates if rate not in TOO_LARGE)]
     silent = [WORDS[name] for name in THRESHOLDS if name not in found.fired]
     never = f" Signals that never fired: {listed(silent)}." if silent else ""
     return (
         f'Of {len(failed)} runs, {failed.sum()} fail.{never} For "false alarms, equally long", every control '
         "(run that does not fail) is paired with every failing run. The column gives the fraction of pairs whose "
         f"control has a false alarm before the step at which the failing run fails.\n\n{table(head, rows)}\n\n"
-        "The second table gives the change of each quantity from the first to the last step, by peak step size. The "
+        "The next table gives the change of each quantity from the first to the last step, by peak step size. The "
         f"change is log10 of (last / first value):\n\n{table(changes, moved)}"
     )
 
@@ -136,10 +136,9 @@ runs with these seeds that did not fail, rounded up.
 - A signal **announces** a failure if it fires at an earlier step than the failure. The **lead** is the step of
   the failure minus the step at which the signal fires.
 - A signal that fires in a control is a **false alarm**.
-- A control has more steps than a failing run, which ends with the failure. So a signal has more steps to fire in a
-  control. Therefore we also count false alarms in **equally long** monitoring. For this, we form all pairs of a control
-  and a failing run. The rate is the fraction of pairs in which the signal fires in the control before the step at which
-  the failing run fails.
+- A failing run ends with the failure, so a signal has more steps to fire in a control. Therefore we also pair every
+  control with every failing run. The rate of false alarms in **equally long** monitoring is the fraction of pairs in
+  which the signal fires in the control before the step at which the failing run fails.
 
 **QK norm.** Each run with QK norm is compared with the run without QK norm of the same seed and peak step size. In this
 comparison, a run that does not fail counts as failing after the last step.
@@ -162,8 +161,8 @@ and of one kind, and train for few steps.
         "leads": "Steps from a signal to the failure, one dot per failure that the signal announces. Diamonds below "
         "the dots are medians with 95 % intervals. A diamond without a bar has too few runs for an interval.",
         "warnings": "For each signal: percentage of failing runs that it announces, percentage of controls (runs that "
-        "do not fail) in which it fires (false alarms), and rate of false alarms if controls are monitored only as "
-        "long as failing runs. Error bars are 95 % intervals.",
+        "do not fail) in which it fires (false alarms), and percentage of pairs of a control and a failing run in "
+        "which it fires in the control before the step of the failure. Error bars are 95 % intervals.",
         "moving": "Quantities that change in training. One color for each peak step size. The first and third row: "
         "without QK norm; the others: with QK norm. Lines are medians over seeds. Bands reach from the lowest seed "
         "to the highest. The gray line is the loss above which a run fails.",

@@ -64,7 +64,7 @@ def silent(alarms: Alarms, name: str) -> Claim:
         f'The signal "{WORDS[name]}" fires in less than {100 * MOST_FALSE_ALARMS:g} % of the runs that do not fail',
         None if (above := false.above(MOST_FALSE_ALARMS)) is None else not above,
         f"false alarms: {false}; required: below {100 * MOST_FALSE_ALARMS:g} %; fraction of all pairs "
-        f"(such a run, failing run) with the false alarm before the step of the failure: {alarms.matched(name)}",
+        f"(control, failing run) with a false alarm before the step of the failure: {alarms.matched(name)}",
     )
 
 

@@ -247,7 +247,7 @@ def test_what_follows_from_the_rate_is_not_claimed_again():
     collected = Collected(frame, None, {})
     claims = remedies.STUDY.claims(collected)
     same = only(claims, "selu: ", SAME_RATE)
-    assert same.verdict == "supported" and "change of log10 GSC: -6.40" in same.because
+    assert same.verdict == "supported" and "change of log10 GSC from input to output: -6.40" in same.because
     assert not any("selu" in claim.says and "wider" in claim.says and LOWERS in claim.says for claim in claims)
     assert only(claims, "relu+batch: ", "wider", LOWERS).verdict == "supported"  # its rate is another one
     assert remedies.STUDY.answer(collected).startswith("17 of 17 remedies lower GSC")
