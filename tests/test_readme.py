@@ -27,9 +27,10 @@ def names_of_headings(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
-def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page, capsys):
+def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page, capsys, monkeypatch, tmp_path):
     """All blocks of a page, one after the other in one namespace; of what it shows, numbers are compared."""
     mpl.use("Agg")
+    monkeypatch.chdir(tmp_path)
     if any("import transformers" in code for code in blocks(page, "python")):
         pytest.importorskip("transformers", reason="the extra 'zoo' is not installed")
     names: dict = {}
