@@ -142,8 +142,9 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             f"At the end, GSC of most units of {name} is lower than before training",
             means.verdict(fallen > len(last) / 2, risen >= len(last) / 2),
             f"units whose mean change is negative: {sum(one.value < 0 for one in last.values())} of {len(last)}; "
-            f"units whose whole interval of the change is negative: {fallen}; units whose whole interval of the change "
-            f"is positive: {risen}; required: whole interval negative in more than half of the units",
+            f"units in which the whole interval of the change is negative: {fallen}; units in which the whole "
+            f"interval of the change is positive: {risen}; required: whole interval negative in more "
+            "than half of the units",
         ),
         Claim(
             f"After training, GSC of every unit of {name} is within one order of magnitude of GSC before",

@@ -80,12 +80,12 @@ def pooling(frame: pd.DataFrame) -> list[Claim]:
     of_max, of_mean, full = (pooled(frame, name) for name in ("max", "average", "none"))
     return [
         _lower(
-            "Max pooling lowers the change of a map under a shift by one pixel",
+            "Max pooling lowers the relative change of a map under a shift by one pixel",
             of_max / full,
             "relative change of the pooled map / of the full map",
         ),
         _lower(
-            "Average pooling lowers the change of a map more than max pooling",
+            "Average pooling lowers the relative change of a map more than max pooling",
             of_mean / of_max,
             "relative change after average pooling / after max pooling",
         ),

@@ -85,9 +85,6 @@ def details(collected: Collected) -> str:
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
         parts.append('The signal "loss jump" tests the same number as the failure: the loss.')
-    parts.append(
-        'The column "first" counts the failing runs in which the signal is first, alone or at the same step as others.'
-    )
     return "\n\n".join([" ".join(parts), _signals(alarms), _sensitivity(alarms)])
 
 
@@ -98,7 +95,14 @@ def _alarms(collected: Collected) -> Alarms:
 def _signals(alarms: Alarms) -> str:
     """A table of all signals that fired."""
     found, to_nan, first = alarms.leads, signals.leads(alarms.table, "nan_step"), decide.firsts(alarms.leads)
-    head = ["signal", "failures announced", "first", "median lead to failure", "median lead to NaN", "false alarms"]
+    head = [
+        "signal",
+        "failures announced",
+        "failures in which it is first, alone or with others",
+        "median lead to failure",
+        "median lead to NaN",
+        "false alarms",
+    ]
     head.append("false alarms in equally long parts of controls (fraction of pairs)")
     rows = []
     for name in sorted(alarms.fired, key=lambda name: -found[name].notna().sum()):

@@ -38,7 +38,9 @@ def silent(alarms: Alarms, name: str) -> Claim:
     every, learned = (alarms.part(~fired[name]) for fired in (alarms.false, quiet(alarms.table, learned=True)))
     says = f'In most controls, the signal "{WORDS[name]}" never fires'
     return Claim(
-        says, every.most, f"controls in which it never fires: {every}; of the controls that learned: {learned}"
+        says,
+        every.most,
+        f"controls in which it never fires: {every}; the same, of the controls that learned: {learned}",
     )
 
 
