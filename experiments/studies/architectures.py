@@ -50,7 +50,9 @@ def claims(collected: Collected) -> list[Claim]:
         says, holds = "explodes", None if word == "undecided" else word == "explodes"
         if model in STABLE:
             says, holds = "neither explodes nor vanishes", _neither(row)
-        because = f"growth rate of GSC per layer: {_rate(row)}; {_limits(model)}; mean field: {row['theory']:.3f}"
+        because = (
+            f"growth rate of GSC per layer: {_rate(row)}; {_limits(model)}; rate in mean field: {row['theory']:.3f}"
+        )
         made.append(Claim(f"{_name(model)} {says}", holds, because))
     for model in (*STABLE, *EXPLODING):
         kept, last = _kept(frame, model), geometric_mean(_errors(frame, model).iloc[:, -1])
@@ -126,7 +128,7 @@ def _neither(row: Row) -> bool | None:
 def _limits(model: str) -> str:
     """The rates for which the claim about a network holds, in words."""
     low, high = 1 - MARGIN, 1 + MARGIN
-    return f"neither: {low:g} to {high:g}" if model in STABLE else f"explodes: above {high:g}"
+    return f"neither: rate from {low:g} to {high:g}" if model in STABLE else f"explodes: rate above {high:g}"
 
 
 def _rate(row: Row) -> str:

@@ -42,7 +42,7 @@ def claims(collected: Collected) -> list[Claim]:
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
         says = f"After {POOLED[pooling]}, a map changes less under a shift by {shift} {pixels} than without pooling"
-        because = f"factor (change of the pooled map / change of the full map): {found}; claimed: below 1"
+        because = f"factor (relative change of the pooled map / of the full map): {found}; claimed: factor below 1"
         made.append(Claim(says, found.below(1), because))
     for pooling in POOLINGS:
         ratio = fading(frame, pooling)
@@ -51,14 +51,13 @@ def claims(collected: Collected) -> list[Claim]:
             Claim(
                 says,
                 ratio.above(1),
-                f"factor for {LAST} pixels divided by factor for {FIRST} pixel: {ratio}; claimed: above 1",
+                f"factor for {LAST} pixels divided by factor for {FIRST} pixel: {ratio}; claimed: quotient above 1",
             )
         )
     for pooling in POOLINGS:
         left = geometric_mean(changes(frame, pooling, FIRST))
         says = f"After {POOLED[pooling]}, a map is nearly invariant to a shift by {FIRST} pixel"
-        because = f"change divided by the distance between the maps of two images: {left}; nearly invariant: below "
-        because += f"{SMALL:g}"
+        because = f"relative change: {left}; nearly invariant: relative change below {SMALL:g}"
         made.append(Claim(says, left.below(SMALL), because))
     apart = [factor(frame, "subsampled", shift) for shift in SHIFTS]
     ends = f"{min(one.low for one in apart):.3f} and {max(one.high for one in apart):.3f}"
@@ -66,7 +65,11 @@ def claims(collected: Collected) -> list[Claim]:
     same = all_of(*(one.between(1 / SAME, SAME) for one in apart))
     return [
         *made,
-        Claim(nothing, same, f"the intervals of the factors of all {len(SHIFTS)} shifts lie between {ends}"),
+        Claim(
+            nothing,
+            same,
+            f"the intervals of the factors (subsampled / full map) for all {len(SHIFTS)} shifts lie between {ends}",
+        ),
     ]
 
 
@@ -85,11 +88,11 @@ def answer(collected: Collected) -> str:
     values = listed(f"{mean.value:.2f} ({POOLED[pooling]})" for pooling, mean in left.items())
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
-        f"If the image is shifted by {FIRST} pixel, pooling multiplies the change of a feature map by {first}; if the "
-        f"image is shifted by {LAST} pixels, by {last}. Compared with the reduction of the change at {FIRST} "
-        f"pixel, the reduction at {LAST} pixels is {less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still "
-        f"changes the map by {values} times the distance between the maps of two images, so the map is {nearly} "
-        f"invariant (limit: {SMALL:g})."
+        f"If the image is shifted by {FIRST} pixel, pooling multiplies the change of a feature map, relative to the "
+        f"distance between the maps of two images, by {first}; if the image is shifted by {LAST} pixels, by {last}. "
+        f"Compared with the reduction of this relative change at {FIRST} pixel, the reduction at {LAST} pixels is "
+        f"{less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still "
+        f"changes the map by {values} times this distance, so the map is {nearly} invariant (limit: {SMALL:g})."
     )
 
 
@@ -150,10 +153,10 @@ are filled by mirroring the image. We measure the maps after the first two ReLUs
 full map, every second pixel of every second row (**subsampling**), and the map after {WINDOW} x {WINDOW} max or average
 pooling with stride {WINDOW}.
 
-- The **change** of a map is the difference between the map before and after the shift of the image, divided by the
-  distance between the maps of two images. Difference and distance are root mean squares over images.
-- A **factor** is the change of the pooled or subsampled map, divided by the change of the full map. For each seed, we
-  take the geometric mean over the maps of both ReLUs.
+- The **relative change** of a map is the difference between the map before and after the shift of the image, divided
+  by the distance between the maps of two images. Difference and distance are root mean squares over images.
+- A **factor** is the relative change of the pooled or subsampled map, divided by that of the full map. For each seed,
+  we take the geometric mean over the maps of both ReLUs.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} seeds, computed for logarithms. For each kind of pooling, the
@@ -167,8 +170,8 @@ by 1 pixel (also after training), so the factors for this shift were known befor
     figures=lambda collected: {"pooling": _figure(collected)},
     captions={
         "pooling": "Change of two feature maps under a shift of the image, divided by the distance between the maps of "
-        "two images. Third panel: change of the pooled map divided by that of the full map. Bars are 95 % intervals "
-        "over seeds; in the third panel, the intervals of each kind of pooling are simultaneous over all "
-        f"{len(SHIFTS)} shifts. Points are shifted slightly sideways.",
+        "two images. Third panel: this relative change for a pooled map, divided by that for the full map. Bars are "
+        "95 % intervals over seeds; in the third panel, the intervals of each kind of pooling are simultaneous over "
+        f"all {len(SHIFTS)} shifts. Points are shifted slightly sideways.",
     },
 )

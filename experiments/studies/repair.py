@@ -181,14 +181,14 @@ def claims(collected: Collected) -> list[Claim]:
         better = gain(frame, case, REPAIRED, BAD)
         found += [
             Claim(f"{case}: the repair brings local GSC nearer to its goal", nearer.below(0),
-                  f"mean over units of |ln (local GSC / goal)|: {before} before and {after} after the repair, on "
-                  "newly drawn digits"),
+                  f"mean over units of |ln (local GSC / goal)| on newly drawn digits: {before} before and {after} "
+                  "after the repair"),
             Claim(f"{case}: the repaired network ends with a lower training loss than the bad one", lower.below(1),
                   f"training loss, repaired / bad: {lower}"),
             Claim(f"{case}: the repaired network classifies more test digits correctly than the bad one",
                   better.above(0), f"difference of the test accuracies: {better:+} percentage points"),
             Claim(f"{case}: the repaired network trains as well as one with a standard initialization",
-                  same.below(AS_GOOD), f"training loss, repaired / standard: {same}; as well: below {AS_GOOD:g}"),
+                  same.below(AS_GOOD), f"training loss, repaired / standard: {same}; as well: ratio below {AS_GOOD:g}"),
         ]  # fmt: skip
     return found
 

@@ -199,7 +199,7 @@ def _identities(frame: pd.DataFrame) -> list[Claim]:
         Claim(
             "Rescaling does not change GSC",
             moved < ROUNDING,
-            f"largest relative difference: {_bound(moved)}",
+            f"largest relative difference of GSC between the two networks: {_bound(moved)}",
             identity=True,
         ),
     ]
@@ -214,7 +214,7 @@ def _learns(frame: pd.DataFrame) -> Claim:
         "The original network learns: its loss falls without jumps",
         False if rise > RISE else change.below(0),
         f"loss from {means.mean(losses[:, 0])} to {means.mean(losses[:, -1])}; change: {change}; largest "
-        f"rise in one step: {100 * max(rise, 0.0):.1f} %; jump: more than {100 * RISE:g} %",
+        f"rise of the loss in one step: {100 * max(rise, 0.0):.1f} %; jump: rise of more than {100 * RISE:g} %",
     )
 
 

@@ -141,22 +141,23 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
         Claim(
             f"At the end, GSC of most units of {name} is lower than before training",
             means.verdict(fallen > len(last) / 2, risen >= len(last) / 2),
-            f"the mean change is negative in {sum(one.value < 0 for one in last.values())} of {len(last)} units; the "
-            f"whole interval of the change is negative in {fallen} units and positive in {risen} units; required: "
-            "whole interval negative in more than half of the units",
+            f"units whose mean change is negative: {sum(one.value < 0 for one in last.values())} of {len(last)}; "
+            f"units in which the whole interval of the change is negative: {fallen}; units in which the whole "
+            f"interval of the change is positive: {risen}; required: whole interval negative in more "
+            "than half of the units",
         ),
         Claim(
             f"After training, GSC of every unit of {name} is within one order of magnitude of GSC before",
             means.all_of(*(one.within(0.0, ORDER) for one in last.values())),
-            f"{len(last)} units; largest mean change of log10 GSC: {_unit(unit)}, {change}; limit: {ORDER:g} for "
-            "every unit",
+            f"{len(last)} units, with the largest mean change of log10 GSC in {_unit(unit)}, {change}; required of "
+            f"every unit: change of log10 GSC from -{ORDER:g} to {ORDER:g}",
         ),
         Claim(
             f"At every record, GSC of every unit of {name} is within one order of magnitude of GSC before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
-            f"{len(records)} intervals of the change of log10 GSC, one for each unit and record; largest mean change: "
-            f"{_unit(other)} at step {step}, {largest}; of all these intervals, the one that reaches farthest from "
-            f"0: {loosest}; limit: {ORDER:g} for every interval",
+            f"{len(records)} intervals (one for each unit and record), with the largest mean change of log10 GSC in "
+            f"{_unit(other)} at step {step}, {largest}; change with the interval that reaches farthest from 0: "
+            f"{loosest}; required of every unit and record: change of log10 GSC from -{ORDER:g} to {ORDER:g}",
         ),
         Claim(
             f"The unit of {name} whose GSC has changed most at the end is the same in every run",
@@ -169,7 +170,7 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             "rest",
             early.above(0.5),
             "absolute changes of log10 GSC from record to record, summed over the first quarter and divided by the sum "
-            f"over the whole training: {early}; required: above 0.5",
+            f"over the whole training: {early}; required: quotient above 0.5",
         ),
     ]
 

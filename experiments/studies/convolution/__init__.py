@@ -24,12 +24,11 @@ def answer(collected: Collected) -> str:
     images = [claim.holds for claim in of.images(frame)]
     return (
         f"Convolutions {keep} the symmetry up to rounding (a feature map shifts with the image) away from the border, "
-        "if the shift is a multiple of the product of all strides up to the map; the symmetry is broken by "
-        f"{listed(breaks)}. A shift by one pixel changes the output of an AlexNet by {before:.2f} times the distance "
-        f"between the outputs for two images at initialization, and by {after:.2f} times this distance after training. "
-        f"If the statistics of images are the same at all positions, the images have {len(images)} properties that we "
-        f"test; CIFAR-10 is shown to have {images.count(True)} of these {len(images)}, and to lack "
-        f"{images.count(False)}."
+        "if the shift is a multiple of the product of all strides up to the map; otherwise, the symmetry is broken by "
+        f"{listed(breaks)}. At initialization, a shift by one pixel changes the output of an AlexNet by {before:.2f} "
+        f"times the distance between the outputs for two images; after training, by {after:.2f} times this distance. "
+        f"We test {len(images)} properties of images whose statistics are the same at all positions: CIFAR-10 is shown "
+        f"to have {images.count(True)} of these {len(images)}, and to lack {images.count(False)}."
     )
 
 
@@ -46,12 +45,11 @@ def details(collected: Collected) -> str:
     header = ["network", *(f"relative change {words}" for words in WHEN.values())]
     return (
         "The relative change is the change of the output under a shift by one pixel, divided by the distance between "
-        "the outputs for two images. The last two columns are the factors by which training multiplies the change and "
-        "the distance:\n\n"
+        "the outputs for two images. Training multiplies change and distance by the factors in the last two columns:"
+        "\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
-        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. Training multiplies the "
-        "relative change of the AlexNet by the factor of the change, divided by the factor of the distance. "
-        f"{winner} contributes more."
+        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. Its relative change falls if the change falls "
+        f"or the distance grows. {winner} contributes more."
     )
 
 
@@ -84,9 +82,9 @@ positions. The relative error of the map is sqrt(sum |f(T x) - T' f(x)|^2 / sum 
 positions. Each x is a mosaic of four images, because late maps see a window larger than one image. Positions that
 depend on the border or on pixels that the shift brings in are left out.
 
-The error at the border is the same relative error over all positions, also those at the border, for a circular shift:
-pixels that leave the image at the right enter it at the left. The shift is a multiple of the total stride of every map,
-so stride does not break the symmetry. Only zero padding can break it.
+To test zero padding, we take the relative error over all positions, also those at the border. For this, the shift is
+circular: pixels that leave the image at the right enter it at the left. It is a multiple of the total stride of every
+map, so stride does not break the symmetry. Only zero padding can break it.
 
 **Invariance.** The output f(x) is the vector of logits for an image x, and T shifts the image. Pixels missing at the
 border are filled by reflection. The *change* of the output is |f(T x) - f(x)|. The *distance* is |f(x) - f(x')| for
@@ -135,9 +133,9 @@ may make statistics depend on the position.
         "invariance": "Response of the output to a shift of the image. Left: change of the output, divided by the "
         "distance between the outputs for two images; the gray line is at 1. Right: fraction of images that keep their "
         "predicted class. Bars are 95 % intervals, cut at a fraction of 1. Points are shifted slightly sideways.",
-        "pooling": "Change of two feature maps under a shift by one pixel, with and without pooling. The change is "
-        "divided by the distance between the maps of two images. Bars are 95 % intervals. Points are shifted slightly "
-        "sideways.",
+        "pooling": "Change |f(T x) - f(x)| of a feature map f under a shift T of the image x by one pixel. f is the "
+        "map after the first or second ReLU, with or without pooling. The change is divided by the distance between "
+        "the maps of two images. Bars are 95 % intervals. Points are shifted slightly sideways.",
         "stationarity": "Gray values of CIFAR-10: mean and standard deviation by position, and correlation of two "
         "pixels by distance. The band is the standard deviation over positions of the correlation. Stationary images "
         "would have flat curves of mean and standard deviation, and no band. The axes of mean and standard deviation "

@@ -43,7 +43,7 @@ def exact(frame: pd.DataFrame) -> Claim:
     errors = frame[frame["quantity"] == "equivariance_error"]
     divided = errors["shift"] % errors["layer"].map(STRIDES_OF).astype(float) == 0
     says = "Away from the border, a map moves with the image if the total stride of the map divides the shift"
-    cases = f"{divided.sum()} combinations of map, shift and seed, before and after training; largest error"
+    cases = f"{divided.sum()} combinations of map, shift and seed, before and after training; largest relative error"
     return _rounding(says, cases, errors.loc[divided, "value"].max(), ROUNDING_FLOAT32)
 
 
@@ -58,19 +58,21 @@ def stride(frame: pd.DataFrame) -> Claim:
     cases = [(when, shift) for when in WHEN for shift in (1, 2)]
     errors = [by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift) for when, shift in cases]
     says = f"Shifts by one or two pixels (the total stride is {STRIDES_OF[LAST]}) break the symmetry of maps of {LAST}"
-    return _large(says, "smallest of four relative errors (of two shifts, before and after training)", errors)
+    return _large(
+        says, "smallest of four relative errors of these maps (two shifts, before and after training)", errors
+    )
 
 
 def border(frame: pd.DataFrame) -> Claim:
     """Whether zero padding breaks the symmetry."""
     errors = [by_seed(frame, "border_error", layer=LAST, training=when) for when in WHEN]
-    smaller = f"relative error of {LAST}, the smaller one of two (before and after training)"
+    smaller = f"relative error of the maps of {LAST} over all positions (smaller one of before and after training)"
     return _large("Zero padding breaks the symmetry at the border", smaller, errors)
 
 
 def _large(says: str, words: str, errors: Iterable[npt.ArrayLike]) -> Claim:
     least = min(map(mean, errors), key=lambda found: found.low)
-    return Claim(says, least.above(SMALL), f"{words}: {least}; broken: above {SMALL:g}")
+    return Claim(says, least.above(SMALL), f"{words}: {least}; broken: error above {SMALL:g}")
 
 
 def pooling(frame: pd.DataFrame) -> list[Claim]:
@@ -78,21 +80,21 @@ def pooling(frame: pd.DataFrame) -> list[Claim]:
     of_max, of_mean, full = (pooled(frame, name) for name in ("max", "average", "none"))
     return [
         _lower(
-            "Max pooling lowers the change of a map under a shift by one pixel",
+            "Max pooling lowers the relative change of a map under a shift by one pixel",
             of_max / full,
-            "change of the pooled map / of the full map",
+            "relative change of the pooled map / of the full map",
         ),
         _lower(
-            "Average pooling lowers the change of a map more than max pooling",
+            "Average pooling lowers the relative change of a map more than max pooling",
             of_mean / of_max,
-            "change after average pooling / after max pooling",
+            "relative change after average pooling / after max pooling",
         ),
     ]
 
 
 def _lower(says: str, ratios: npt.ArrayLike, of: str, comparisons: int = 1) -> Claim:
     ratio = geometric_mean(ratios, comparisons)
-    return Claim(says, ratio.below(1), f"ratio ({of}): {ratio}; claimed: below 1")
+    return Claim(says, ratio.below(1), f"ratio ({of}): {ratio}; claimed: ratio below 1")
 
 
 def trained(frame: pd.DataFrame) -> dict[str, Claim]:
@@ -113,7 +115,7 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
         found = mean(changes[when])
         says = f"{words.capitalize()}, the output of the AlexNet is nearly invariant to a shift by one pixel"
         because = f"change of the output divided by the distance between the outputs for two images: {found}; nearly "
-        because += f"invariant: below {SMALL:g}"
+        because += f"invariant: change below {SMALL:g} times the distance"
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
         says = f"{words.capitalize()}, the AlexNet is nearer to invariance than the fully connected network"
@@ -133,7 +135,7 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
             moved,
             f"change {RATIO}",
         ),
-        Claim(farther, apart.above(1), f"ratio (distance {RATIO}): {apart}; claimed: above 1"),
+        Claim(farther, apart.above(1), f"ratio (distance {RATIO}): {apart}; claimed: ratio above 1"),
         Claim(
             survive,
             same.above(EXPLAINED),
@@ -148,7 +150,9 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     found = geometric_mean(moved * apart)
     says = "Exploratory: training increases the distance between outputs by a larger factor than that by which it "
     says += "lowers the change under a shift"
-    because = f"product of the factors by which training multiplies distance and change: {found}; claimed: above 1"
+    because = (
+        f"product of the factors by which training multiplies distance and change: {found}; claimed: product above 1"
+    )
     return Claim(says, found.above(1), because)
 
 

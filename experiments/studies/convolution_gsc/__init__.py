@@ -28,9 +28,9 @@ def claims(collected: Collected) -> list[Claim]:
         **{f"{WORDS[kind].capitalize()} lowers GSC": factor(frame, kind) for kind in POOLING},
     }
     made = [_near(frame, kind, kept, 1.0, UNCHANGED) for kind in KEEPING]
-    made += [Claim(says, mean.below(1), f"factor: {mean}; claimed: below 1") for says, mean in lowered.items()]
+    made += [Claim(says, mean.below(1), f"factor: {mean}; claimed: factor below 1") for says, mean in lowered.items()]
     ratio = geometric_mean(totals["average"] / totals["max"])
-    because = f"GSC with average pooling divided by GSC with max pooling: {ratio}; claimed: below 1"
+    because = f"GSC with average pooling divided by GSC with max pooling: {ratio}; claimed: quotient below 1"
     made.append(Claim("Average pooling lowers GSC more than max pooling", ratio.below(1), because))
     for kind in POOLING:
         own = of.predicted(frame, kind)
@@ -41,7 +41,7 @@ def claims(collected: Collected) -> list[Claim]:
 
 def _near(frame: pd.DataFrame, kind: str, says: str, expected: float, margin: float) -> Claim:
     found, low, high = factor(frame, kind), expected / margin, expected * margin
-    because = f"factor: {found}; expected: {expected:.3f}; accepted: {low:.3f} to {high:.3f}"
+    because = f"factor: {found}; expected factor: {expected:.3f}; accepted factors: {low:.3f} to {high:.3f}"
     return Claim(f"With {WORDS[kind]}, {says}", found.between(low, high), because)
 
 

@@ -79,16 +79,12 @@ def details(collected: Collected) -> str:
         parts.append(f"The signal that is most often first is {names}, in {first.max()} runs that fail.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            f"Signals that fired in no run, and about which no claim is made: {decide.names_in_words(silent)}. "
+            f"No claim is made about signals that fired in no run: {decide.names_in_words(silent)}. "
             "At step 0, the largest GSC from any layer to the logits in any run is "
             f"10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
         parts.append('The signal "loss jump" tests the same number as the failure: the loss.')
-    parts.append(
-        'Leads are medians. The column "first" counts the failing runs in which the signal is first, alone or with '
-        'others. The column "equally long" is the rate of false alarms in equally long parts of controls.'
-    )
     return "\n\n".join([" ".join(parts), _signals(alarms), _sensitivity(alarms)])
 
 
@@ -99,7 +95,15 @@ def _alarms(collected: Collected) -> Alarms:
 def _signals(alarms: Alarms) -> str:
     """A table of all signals that fired."""
     found, to_nan, first = alarms.leads, signals.leads(alarms.table, "nan_step"), decide.firsts(alarms.leads)
-    head = ["signal", "failures announced", "first", "lead to failure", "lead to NaN", "false alarms", "equally long"]
+    head = [
+        "signal",
+        "failures announced",
+        "failures in which it is first, alone or with others",
+        "median lead to failure",
+        "median lead to NaN",
+        "false alarms",
+    ]
+    head.append("false alarms in equally long parts of controls (fraction of pairs)")
     rows = []
     for name in sorted(alarms.fired, key=lambda name: -found[name].notna().sum()):
         leads = [alarms.typical(steps[name]) for steps in (found, to_nan)]
@@ -115,11 +119,9 @@ def _sensitivity(alarms: Alarms) -> str:
         verdicts, warned = alarms.reliable(limit), decide.warned_by(alarms, limit)
         names = [decide.named(verdicts, verdict) for verdict in (True, None)]
         rows.append([f"{100 * limit:g} %", *names, *map(alarms.announced, warned)])
-    head = ["accepted rate", "reliable", "undecided", "announced by reliable", "by reliable or undecided"]
-    about = (
-        "Each row accepts another rate of false alarms. It gives the reliable and the undecided signals at this rate, "
-        "and the failures that they announce:"
-    )
+    head = ["accepted rate of false alarms", "reliable signals", "undecided signals"]
+    head += [f"failures announced by reliable {words}signals" for words in ("", "or undecided ")]
+    about = "Which signals are reliable depends on the accepted rate of false alarms:"
     return f"{about}\n\n{table(head, rows)}"
 
 

@@ -29,7 +29,7 @@ def warns(alarms: Alarms, name: str) -> Claim:
     return Claim(
         f'The signal "{WORDS[name]}" announces most failures',
         warned.most,
-        f"{warned}; median lead: {lead}",
+        f"{warned} announced; median lead: {lead}",
     )
 
 
@@ -37,7 +37,11 @@ def silent(alarms: Alarms, name: str) -> Claim:
     """Whether a signal never fires in most controls."""
     every, learned = (alarms.part(~fired[name]) for fired in (alarms.false, quiet(alarms.table, learned=True)))
     says = f'In most controls, the signal "{WORDS[name]}" never fires'
-    return Claim(says, every.most, f"never fires in {every}; among controls that learned: {learned}")
+    return Claim(
+        says,
+        every.most,
+        f"controls in which it never fires: {every}; the same, of the controls that learned: {learned}",
+    )
 
 
 def tells(alarms: Alarms, name: str) -> Claim:
@@ -59,7 +63,7 @@ def update_first(alarms: Alarms) -> Claim:
         'At these thresholds, "update" fires first (alone or at the same step as others) in most failures that any '
         "signal announces",
         update.most,
-        f"{update}; runs in which another signal is first (alone or not): {others or 'none'}; false alarms of "
+        f"{update}; failing runs in which another signal is first (alone or not): {others or 'none'}; false alarms of "
         f'"update": {alarms.false_alarms("update")}',
     )
 
@@ -72,11 +76,15 @@ def reliable(alarms: Alarms) -> list[Claim]:
     late = (alarms.table.loc[sure.index, "failure_step"] > LATE).to_numpy()
     after = sure[late], perhaps[late]
     others = warned_by(alarms, MOST_FALSE_ALARMS, but="loss_jump")
+    rest = {name: holds for name, holds in verdicts.items() if name != "loss_jump"}
+    besides = f"; reliable signals other than the loss jump: {named(rest, True)}"
     early = [alarms.part(lead.dropna() >= FEW_STEPS) for lead in (sure, perhaps)]
     return [
         _most("Together, the reliable signals announce most failures", alarms, sure, perhaps, together),
         _most(f"Exploratory: reliable signals announce most of the failures after step {LATE}", alarms, *after),
-        _most("Exploratory: reliable signals other than the loss jump announce most failures", alarms, *others),
+        _most(
+            "Exploratory: reliable signals other than the loss jump announce most failures", alarms, *others, besides
+        ),
         Claim(
             f"In most failures that a reliable signal announces, the first such signal fires at least {FEW_STEPS} "
             "steps before the failure",
@@ -89,7 +97,7 @@ def reliable(alarms: Alarms) -> list[Claim]:
 def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str = "") -> Claim:
     least, best = alarms.announced(sure), alarms.announced(perhaps)
     holds = verdict(least.most is True, best.most is False)
-    because = f"{least} announced by reliable signals{what}; announced by reliable or undecided signals: {best}"
+    because = f"{least} announced by these signals{what}; announced by these or undecided signals: {best}"
     return Claim(says, holds, because)
 
 

@@ -42,7 +42,7 @@ def claims(collected: Collected) -> list[Claim]:
             Claim(
                 f"The quadratic mean norm qm(J) of the Jacobian of the {model} network neither explodes nor vanishes",
                 norm.within(0.0, STABLE),
-                f"change of ln qm(J) per layer: {norm}; stable: within {STABLE:.4f} of 0",
+                f"change of ln qm(J) per layer: {norm}; stable: change within {STABLE:.4f} of 0",
             )
             for model, norm in norms.items()
         ),
@@ -50,17 +50,17 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "Per layer, the volume of the linear network shrinks by the expected factor of a Gaussian matrix",
             linear.within(expected, STABLE),
-            f"{says}: {linear}; expected: {expected:.4f}; equal: within {STABLE:.4f}",
+            f"{says}: {linear}; expected: {expected:.4f}; equal: difference within {STABLE:.4f} of 0",
         ),
         Claim(
             "Control: the volume of the orthogonal network neither collapses nor explodes",
             kept.within(0.0, STABLE),
-            f"{says}: {kept}; stable: within {STABLE:.4f} of 0",
+            f"{says}: {kept}; stable: change within {STABLE:.4f} of 0",
         ),
         Claim(
             "Control: the volume of the expanding network explodes",
             grown.above(STABLE),
-            f"{says}: {grown}; exploding: above {STABLE:.4f}",
+            f"{says}: {grown}; exploding: change above {STABLE:.4f}",
         ),
         *(_few(frame, model) for model in GAUSSIAN),
         *(_most_collapse(frame, model) for model in GAUSSIAN),
@@ -104,12 +104,13 @@ def _near_a_point(frame: pd.DataFrame) -> list[Claim]:
         Claim(
             "The relative error of the linearization is proportional to the step size",
             slope.within(1.0, SLOPE_MARGIN),
-            f"slope on logarithmic axes: {slope}; proportional: within {SLOPE_MARGIN:g} of 1",
+            f"slope on logarithmic axes: {slope}; proportional: slope within {SLOPE_MARGIN:g} of 1",
         ),
         Claim(
             "The network scales the area of small squares by |det J|",
             error.below(SMALL),
-            f"relative difference for a square of side {STEPS[0]:g}: {error}; equal: below {SMALL:g}",
+            f"relative difference between |det J| and the factor of the area, for a square of side {STEPS[0]:g}: "
+            f"{error}; equal: below {SMALL:g}",
         ),
     ]
 
@@ -133,7 +134,9 @@ def _identity(frame: pd.DataFrame) -> Claim:
 def _few(frame: pd.DataFrame, model: str) -> Claim:
     rank, size = numbers.last_rank(frame, model), numbers.width(frame)
     says = f"Exploratory: few directions carry the norm of the Jacobian of the {model} network at the last layer"
-    return Claim(says, rank.below(FEW * size), f"effective rank: {rank} of {size}; few: below {FEW * size:g}")
+    return Claim(
+        says, rank.below(FEW * size), f"effective rank: {rank} of {size}; few: effective rank below {FEW * size:g}"
+    )
 
 
 def _most_collapse(frame: pd.DataFrame, model: str) -> Claim:
@@ -145,7 +148,7 @@ def _most_collapse(frame: pd.DataFrame, model: str) -> Claim:
 
 
 def _collapses(says: str, what: str, found: Mean) -> Claim:
-    return Claim(says, found.below(-STABLE), f"{what}: {found}; collapse: below {-STABLE:.4f}")
+    return Claim(says, found.below(-STABLE), f"{what}: {found}; collapse: change below {-STABLE:.4f}")
 
 
 STUDY = Study(

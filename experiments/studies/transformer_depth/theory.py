@@ -41,8 +41,8 @@ def shares(frame: pd.DataFrame, norm: str) -> Claim:
         f"With {name(norm)} and {DEPTHS[-1]} blocks, theory predicts the skip share of each measured branch within "
         f"{SHARE:g}",
         means.all_of(*(one.within(0.0, SHARE) for one in found.values())),
-        f"largest of {len(found)} differences (measured - theory): {worst:+}, in the {branch} branch of block {block} "
-        f"(counted from 0); limit: {SHARE:g} for every difference",
+        f"largest of {len(found)} differences of the skip share (measured - theory): {worst:+}, in the {branch} branch "
+        f"of block {block} (counted from 0); required of every difference: from -{SHARE:g} to {SHARE:g}",
     )
 
 
@@ -51,8 +51,8 @@ def band(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, GSC of at least {100 * COVERED:g} % of the networks lies in the band of theory",
         inside(frame, norm).above(COVERED),
-        f"{inside(frame, norm)}; required: at least {100 * COVERED:g} %; with scaled weights: "
-        f"{inside(frame, norm, SCALED)}",
+        f"networks in the band: {inside(frame, norm)}; required: at least {100 * COVERED:g} %; for comparison, "
+        f"networks with scaled weights in the band: {inside(frame, norm, SCALED)}",
     )
 
 
@@ -70,7 +70,8 @@ def _lengths(frame: pd.DataFrame, norm: str) -> Claim:
         f"With {name(norm)}, theory predicts the squared length of the residual stream within "
         f"{100 * (LENGTH - 1):.0f} %",
         means.all_of(*(one.within(0.0, math.log10(LENGTH)) for one in found.values())),
-        f"log10 of (measured / predicted squared length): {ratios}; limit: {math.log10(LENGTH):.3f} for every depth",
+        f"log10 of (measured / predicted squared length): {ratios}; required at every depth: from "
+        f"-{math.log10(LENGTH):.3f} to {math.log10(LENGTH):.3f}, because log10 {LENGTH:g} = {math.log10(LENGTH):.3f}",
     )
 
 
@@ -79,9 +80,9 @@ def _gsc(frame: pd.DataFrame, norm: str) -> Claim:
     return Claim(
         f"With {name(norm)}, theory predicts the mean of log10 GSC over networks within {GSC:g}",
         means.all_of(*(one.within(0.0, GSC) for one in found.values())),
-        "log10 GSC, measured - theory: "
+        "mean of log10 GSC, measured - theory: "
         + listed(f"{one:+} at depth {depth}" for depth, one in found.items())
-        + f"; limit: {GSC:g} for every depth",
+        + f"; required at every depth: from -{GSC:g} to {GSC:g}",
     )
 
 

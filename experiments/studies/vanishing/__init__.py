@@ -53,7 +53,7 @@ def claims(collected: Collected) -> list[Claim]:
             "GSC, which does not depend on the scale of the outputs of a layer, also vanishes in a sigmoid network",
             steady["verdict"] == "vanishing",
             f"growth rate of GSC per layer: {measured(steady['rate'], steady['rate_low'], steady['rate_high'])}, "
-            f"verdict: {steady['verdict']}; vanishing: below {1 - MARGIN:g}",
+            f"verdict: {steady['verdict']}; vanishing: rate below {1 - MARGIN:g}",
         ),
         *(_keeps(frame, activation, norm) for activation, norm in NETWORKS),
         _larger(frame, SCALES[0]),
@@ -101,8 +101,8 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
         f"In the network {labels.network_name([activation, norm])}, gradient norms change by less than a factor of "
         f"{KEPT:g} over {depth} layers",
         means.all_of(factor.above(1 / most), factor.below(most)),
-        f"factor per layer: {factor}; claimed: {1 / most:.3f} to {most:.3f}; factor over {depth} layers: "
-        f"{factor.value**depth:.2g}",
+        f"factor per layer: {factor}; claimed: factor per layer from {1 / most:.3f} to {most:.3f}; factor over {depth} "
+        f"layers: {factor.value**depth:.2g}",
     )
 
 

@@ -159,8 +159,8 @@ def test_pooled_maps_are_compared_seed_by_seed(published):
     worse = (frame["quantity"] == "pooled_change") & (frame["pooling"] == "max")
     frame["value"] = frame["value"].where(~worse, 10.0)
     found = says(replace(published, frame=frame))
-    assert found["Max pooling lowers the change of a map under a shift by one pixel"] is False
-    assert found["Average pooling lowers the change of a map more than max pooling"] is True
+    assert found["Max pooling lowers the relative change of a map under a shift by one pixel"] is False
+    assert found["Average pooling lowers the relative change of a map more than max pooling"] is True
 
 
 def trained(published, quantity, factors, spread=0.01, **columns):
