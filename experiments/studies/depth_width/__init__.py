@@ -102,8 +102,8 @@ def details(collected: Collected) -> str:
     for network, rates in found.items():
         ends, limit = (f"{mean(rates.ends(size)):+}" for size in SIZES), geometric_mean(np.exp(rates.lines[:, 0]))
         rows.append([name(network), rates.largest, f"{rates.theory:.4f}", *ends, limit])
-    changes = (f"change of the log rate from smallest to largest {size}" for size in SIZES)
-    header = ["network", "rate of the largest network", "mean-field rate", *changes, "rate at infinite width"]
+    columns = (f"change of the log rate from smallest to largest {size}" for size in SIZES)
+    header = ["network", "rate of the largest network", "mean-field rate", *columns, "rate at infinite width"]
     return "\n\n".join([*parts, table(header, rows)])
 
 
