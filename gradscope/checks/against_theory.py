@@ -116,7 +116,7 @@ def compare(
             parts = _theory(model, data, reading, initialization, forward, probes, generator)
         except (UnreadableError, ZeroOutputError) as reason:
             if not judged or initialization != "most":
-                few = "" if judged else " Nor are four of its layers or blocks of one kind."
+                few = "" if judged else " The network has no four layers or blocks of one kind."
                 raise UnreadableError(f"{reason}{few}") from reason
             return Comparison(_sorted(deviations, found), names, str(reason))
         owners = [

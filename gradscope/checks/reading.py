@@ -41,7 +41,7 @@ class UnreadableError(ValueError):
     ...     gs.compare(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1)), torch.ones(2, 1, 3))
     ... except gs.UnreadableError as error:
     ...     print(error)
-    '0' is of class Conv1d; a layer should begin with a Linear. Nor are four of its layers or blocks of one kind.
+    '0' is of class Conv1d; a layer should begin with a Linear. The network has no four layers or blocks of one kind.
     """
 
 

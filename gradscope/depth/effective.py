@@ -86,7 +86,7 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """Interval of the effective depth, from `contribution_intervals`; 0 to the largest lambda if unknown."""
+        """95 % interval of the effective depth, from `contribution_intervals`; from 0 to all units if they are NaN."""
         low, high = self.contribution_intervals()
         low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
         return _largest(low, tolerance), _largest(high, tolerance)

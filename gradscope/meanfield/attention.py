@@ -80,9 +80,9 @@ class RandomAttention(NamedTuple):
 
 @checked
 def critical_score(overlap: Probability) -> float:
-    """Critical scale of attention scores, sqrt(2 / (1 - overlap)): above it, a few of infinitely many keys dominate.
+    """Critical beta of attention scores, sqrt(2 / (1 - overlap)): above it, a few of infinitely many keys dominate.
 
-    At scale beta, scores have variance beta^2 ln(keys).  ``overlap`` is the cosine of any two tokens.
+    Scores have variance beta^2 ln(keys).  ``overlap`` is the cosine of any two tokens.
 
     >>> critical_score(0.5)
     2.0

@@ -190,8 +190,9 @@ def details(collected: Collected) -> str:
         rows.append([name(key), runs.layers(key), accuracy, *(str(mean(values)) for values in found)])
     columns = (
         "Numbers of layers include the head and, in residual networks, the stem. "
-        f'"For share {TOLERANCES[1]:g}": only shares of at least {TOLERANCES[1]:g} count. "If independent": the value '
-        "if the layers' Jacobians before training and their changes by training had independent directions. "
+        f'"Effective depth for share {TOLERANCES[1]:g}": the limit of the share is {TOLERANCES[1]:g} instead of '
+        f'{TOLERANCES[0]:g}. "Effective depth if independent": computed as if the Jacobians of layers before training '
+        "and their changes by training had independent directions. "
         '"Replaceable layers": largest number of last layers that a first-order expansion can replace while the loss '
         f"rises by at most {SUFFERS:g}."
     )

@@ -47,7 +47,7 @@ def test_layers_with_and_without_an_activation_are_two_designs(mode):
 
 def test_blocks_of_two_designs_are_not_compared_with_each_other():
     model = gs.models.ResNet(depth=14, width=8, generator=seeded()).eval()
-    with pytest.raises(UnreadableError, match="Nor are four of its layers or blocks of one kind"):
+    with pytest.raises(UnreadableError, match="The network has no four layers or blocks of one kind"):
         gs.compare(model, batch(8, 3, 32, 32))
 
 
@@ -224,7 +224,7 @@ def test_expectations_that_cannot_be_judged_are_refused():
         gs.compare(mlp(), batch(), expected={"activation": 3})
     with pytest.raises(ValueError, match="no layer runs a module of torch"):
         gs.compare(Functional(), batch(16, 30), expected={"activation": "tanh"})
-    with pytest.raises(gs.UnreadableError, match="Nor are four of its layers or blocks of one kind"):
+    with pytest.raises(gs.UnreadableError, match="The network has no four layers or blocks of one kind"):
         gs.compare(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()), batch(4, 1, 3))
     with pytest.raises(gs.UnreadableError, match="No chain of linear layers"):
         gs.compare(nn.Linear(6, 3), batch(4, 6))
