@@ -82,7 +82,8 @@ def named_profile(
 ) -> Axes:
     """Axes with the log10 GSC curves of `profile`, against the names of the layers in execution order.
 
-    Arguments and errors are those of `profile`, without ``style``.  Names for which there is no room are left out.
+    Takes the arguments of `profile` except ``style``, and raises the same exceptions.  Names of layers for which there
+    is no room are left out.
 
     >>> import torch, gradscope as gs
     >>> measured = gs.gsc(gs.models.MLP(depth=2, width=8), torch.randn(16, 8))
@@ -157,8 +158,8 @@ def statistic(
 ) -> Axes:  # fmt: skip
     """Axes with a statistic of each layer, such as "sign_diversity", against the layer's index from the input.
 
-    Arguments and errors are those of `profile`, but ``data`` must have rows of ``quantity``, as a frame of
-    `gradscope.measure` has.  With one seed, bands extend 1.96 standard errors to each side.  With ``log10``, the
+    Takes the arguments of `profile` except ``notes``, and raises the same exceptions.  But ``data`` must have rows of
+    ``quantity``, as a frame of `gradscope.measure` has.  With one seed, bands extend 1.96 standard errors to each side.  With ``log10``, the
     logarithm of the statistic is drawn where it is finite.
 
     >>> import torch, gradscope as gs

@@ -104,7 +104,7 @@ def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
     deviation between seeds, or with one seed the 95 % interval.  The legend counts the layers where GSC is zero in at
     least one seed.
 
-    Arguments and errors are those of `evolution`.
+    Takes ``data`` and ``ax`` as `evolution` does, and raises the same exceptions.
 
     >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "depth_from_output": [1, 0, 1, 0]})
     >>> ax = before_after(frame.assign(quantity="gsc", step=[0, 0, 9, 9], log10_value=[1.0, 0.0, 0.5, 0.0]))
@@ -138,7 +138,7 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
     right end of its line.  If there are many layers, every n-th is named.  Where the quantity is zero, the line has a
     gap, and the name is followed by "(zero at times)".  For values beyond 1e200 or below 1e-200, the axis shows log10.
 
-    Arguments and errors are those of `evolution`.
+    Takes ``data`` and ``ax`` as `evolution` does, and raises the same exceptions.
 
     >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "step": [0, 0, 9, 9], "quantity": "loss"})
     >>> ax = over_steps(frame.assign(log10_value=[0.0, -1.0, -2.0, -3.0]), "loss")
