@@ -159,8 +159,8 @@ def statistic(
     """Axes with a statistic of each layer, such as "sign_diversity", against the layer's index from the input.
 
     Takes the arguments of `profile` except ``notes``, and raises the same exceptions.  But ``data`` must have rows of
-    ``quantity``, as a frame of `gradscope.measure` has.  With one seed, bands extend 1.96 standard errors to each side.  With ``log10``, the
-    logarithm of the statistic is drawn where it is finite.
+    ``quantity``, as a frame of `gradscope.measure` has.  With one seed, bands extend 1.96 standard errors to each side.
+    With ``log10``, the logarithm of the statistic is drawn where it is finite.
 
     >>> import torch, gradscope as gs
     >>> frame = gs.measure(gs.models.MLP(depth=3, width=8), torch.randn(16, 8))
