@@ -152,7 +152,7 @@ network is within tolerance at every width. Then the number of initializations w
 networks, and log rates were compared instead of rates. For the SELU network, "All results" also gives the verdicts of
 the added initializations alone.
 
-Random probes add little error to a rate: far from the output, their noise shifts log GSC of all layers by nearly the
+Random probes add little error to a rate: their noise shifts log GSC of all layers far from the output by nearly the
 same amount, and such a shift does not change the rate. The study covers one batch size, which is smaller than every
 width. With batch normalization, a larger batch lowers the rate. In the first and last layers, GSC may grow at another
 rate.
@@ -168,8 +168,8 @@ rate.
         "width": "Deviation from mean field: natural logarithm of (measured rate / mean-field rate), against 1 / "
         "width. The lines are least-squares fits, extrapolated to infinite width. Points of each network are shifted "
         "slightly sideways. Bars are 95 % intervals.",
-        "profiles": "log10 GSC minus its mean-field prediction, which is a straight line, against the distance from "
-        "the output. One row per network, one column per depth. The growth rate is constant where a curve is straight. "
-        "Bands are 95 % intervals over seeds.",
+        "profiles": "log10 GSC of selu and relu+batch minus the mean-field prediction (a straight line), against the "
+        "distance from the output. One row per network, one column per depth. Where a curve is straight, the growth "
+        "rate is constant. Bands are 95 % intervals over seeds.",
     },
 )

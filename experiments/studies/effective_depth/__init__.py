@@ -108,7 +108,7 @@ def _independent(runs: Runs) -> Claim:
     shown = f"the difference farthest from 0 is {words[farthest]}"
     says = (
         "If Jacobians of layers before training and their changes by training had independent directions, the "
-        f"effective depth of a network would change by at most {NEAR:g} layer"
+        f"effective depth of every network would change by at most {NEAR:g} layer"
     )
     return Claim(
         says,
@@ -211,9 +211,9 @@ STUDY = Study(
     question="How much of its depth does a trained network use?",
     use="""
 Do not assume that training uses all layers. Also check the accuracy of a deep network: a network that hardly learns can
-have a large effective depth. With skip connections, a first-order expansion in the weights can replace about half of
-the layers or more. The expansion adds the effects of training the single layers. So in the trained network, these
-effects nearly add up.
+have a large effective depth. In deep networks with skip connections, a first-order expansion in the weights can replace
+about half of the layers or more. This expansion only adds the effects of training each of these layers. Because it can
+replace them, the effects nearly add up in the trained network.
 """,
     method=f"""
 **Residual trick.** J_l is the Jacobian of layer l of the trained network: the derivative of the layer's output with
@@ -270,12 +270,11 @@ has effective depths for a larger limit of the share. Wider networks or longer t
         "training. Right: all networks at the end of training; filled markers show the deepest networks, hollow "
         "markers the others, and strokes the number of layers. Bars and bands are 95 % intervals over seeds; "
         "there is no bar where all seeds agree. On the right, points of different depths are shifted up or down.",
-        "contributions": "Share of the joint contribution C^k of k trained layers at the end of training, for the "
-        "deepest networks. Lines are means of logarithms over seeds, with bands of one standard deviation. Dotted "
-        "lines assume that the layers' Jacobians before training and their changes by training have independent "
-        "directions. A line ends where the share of any seed is "
-        "below 1e-15, because such shares are not stored. The gray line is the smallest share that counts for the "
-        "effective depth.",
+        "contributions": "Share of C^k, the joint contribution of k trained layers, against k, for the deepest "
+        "networks at the end of training. Lines are means of logarithms over seeds, with bands of one standard "
+        "deviation. Dotted lines assume that the layers' Jacobians before training and their changes by training have "
+        "independent directions. A line ends where at least one seed has a share below 1e-15: such shares are not "
+        "stored. The gray line is the limit of the share that defines the effective depth.",
         "taylor": "Rise of the loss of the deepest networks when a first-order expansion replaces their last layers, "
         "against the number of these layers. Lines are medians over seeds. Bands go from the lowest to the highest "
         f"seed. The gray line is a rise by {SUFFERS:g}. The vertical axis is linear below the gray line, and "

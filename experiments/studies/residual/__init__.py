@@ -94,7 +94,7 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
         ratio.within(1.0, TOLERANCE),
         f"growth rate of GSC per block: {means.mean(numbers.rates(frame, branch, dilution + width))}; rate by the "
         f"law: {law:.4f}; ratio of (rate - 1) (k^2 + 1) with the skip to (rate - 1) without a skip: {ratio}; "
-        f"required: ratio {EQUAL}",
+        f"required: (rate - 1) (k^2 + 1) with the skip within {100 * TOLERANCE:.0f} % of (rate - 1) without a skip",
     )
 
 
@@ -186,8 +186,8 @@ def _resnet(frame: pd.DataFrame) -> list[Claim]:
             "skips",
         ),
         Claim(
-            "Skip connections divide the growth of log GSC per block of a ResNet by a larger factor in the last stage "
-            "than in the first stage",
+            "Skip connections lower the growth of log GSC per block in the last stage of a ResNet, relative to the "
+            "growth in the first stage",
             means.mean(flat - flat_plain).below(0.0),
             f"growth of log GSC per block, last stage / first stage: {means.mean(flat)} with skips, "
             f"{means.mean(flat_plain)} without; growth factor of GSC per block in the three stages: {factors} with "

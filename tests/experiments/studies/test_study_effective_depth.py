@@ -88,7 +88,7 @@ def test_descent_is_that_of_torch_by_hand():
 PLAIN, SKIPS = ("tanh", "layer", "none"), ("tanh", "layer", "identity")
 INDEPENDENT = (
     "If Jacobians of layers before training and their changes by training had independent directions, the effective "
-    "depth of a network would change by at most 1 layer"
+    "depth of every network would change by at most 1 layer"
 )
 
 
