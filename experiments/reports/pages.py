@@ -35,7 +35,7 @@ GLOSSARY = """
   relative change of f_k. Gradients explode if GSC grows exponentially with the number of layers between k and l. Part
   of the literature calls the square root of this number GSC; these pages use the squared convention.
 - **Growth rate** of GSC, or rate: the factor by which GSC to the output grows per layer, from the output towards the
-  input. One rate for many layers comes from a fit to log GSC.
+  input. One rate for many layers comes from a line fitted to log GSC.
 - **Mean field** ([theory](../theory.md)): the theory of networks with random weights and infinite width.
 - **Names** of networks give the activation and the normalization. For example, tanh+layer has the activation tanh and
   layer normalization, tanh+batch has tanh and batch normalization, and tanh has no normalization.

@@ -1,4 +1,4 @@
-"""``effective_depth``: the largest number of layers whose changes by training noticeably multiply in the Jacobian.
+"""``effective_depth``: the largest k for which products of k layers' changes noticeably contribute to the Jacobian.
 
     C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1),   J_l = I_l + R_l
 

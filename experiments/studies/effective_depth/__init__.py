@@ -20,7 +20,7 @@ __all__ = ["STUDY", "measure"]
 # Effective depths that differ by at most this number of layers count as equal.
 NEAR = 1.0
 # What an effective depth is, for the answer.
-MEANS = " (largest number of layers whose changes by training noticeably multiply in the Jacobian)"
+MEANS = " (largest k for which products of k layers' changes by training noticeably contribute to the Jacobian)"
 # A network has learned if it classifies this fraction of the test digits correctly.
 LEARNED = 0.5
 # Contributions with a log10 share below this value are not stored.
@@ -190,7 +190,7 @@ def details(collected: Collected) -> str:
         rows.append([name(key), runs.layers(key), accuracy, *(str(mean(values)) for values in found)])
     columns = (
         "Numbers of layers include the head and, in residual networks, the stem. "
-        f'"Effective depth for share {TOLERANCES[1]:g}": the limit of the share is {TOLERANCES[1]:g} instead of '
+        f'"Effective depth for share {TOLERANCES[1]:g}": the largest k whose share is at least {TOLERANCES[1]:g}, not '
         f'{TOLERANCES[0]:g}. "Effective depth if independent": computed as if the Jacobians of layers before training '
         "and their changes by training had independent directions. "
         '"Replaceable layers": largest number of last layers that a first-order expansion can replace while the loss '

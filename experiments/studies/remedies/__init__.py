@@ -212,8 +212,8 @@ changes the number of parameters by at most 1 %. The remedies are:
   `gradscope.initializers.lsuv`)
 
 **Repeated networks.** Mean field describes networks of infinite width, for which only the variance of the weights
-matters. So in mean field, some remedies give a network that is already in the study. Such a network is a
-**repetition** of the other network. The repetitions are:
+matters. So in mean field, some remedies give a network that equals another network of the study. It is a
+**repetition** of this other network. The repetitions are:
 
 - tanh (without biases): critical and orthogonal weights have the same variance as lecun weights.
 - relu+batch: batch normalization cancels the scale of the weights. So in mean field, xavier, orthogonal and LSUV

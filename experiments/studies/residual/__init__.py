@@ -219,8 +219,8 @@ arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So GSC of the block minu
 
 **Constant dilution.** Normalization gives the branches of all blocks the same length b. If the skip weight s is below
 1, the length of f_l converges over several blocks to b / sqrt(1 - s^2), because skip and branch are orthogonal. So k
-converges to s / sqrt(1 - s^2). We choose s such that this limit is {", ".join(DILUTIONS)} (0: no skip). Networks with
-the smallest and the largest k are also measured at width {NARROW_WIDTH}.
+converges to s / sqrt(1 - s^2). We choose s such that this limit is {", ".join(DILUTIONS)} (0: no skip). Networks
+without a skip and networks with the largest k are also measured at width {NARROW_WIDTH}.
 
 The **rate** is the growth factor of GSC per block. By the law, a skip divides rate - 1 by k^2 + 1. So for each seed, we
 divide (rate - 1) (k^2 + 1) with the skip by rate - 1 without a skip. By the law, this ratio is 1. Its mean must be
@@ -241,13 +241,14 @@ product over blocks of (k^2 + r) / (k^2 + 1), with k and r from mean field. Late
 product are called "by the law".
 
 **Single blocks.** In {NUM_BLOCKS} blocks of every network, we measure k, r and the GSC of the block. For each network
-and seed, the measured values of GSC - 1 are summed over these blocks. This sum is divided by the sum of GSC - 1 by the
-law, which uses the measured k and r. The mean of this ratio over seeds must be within {100 * TOLERANCE:.0f} % of 1. At
-k = 1, the test cannot distinguish k^2 from k: a law with k instead of k^2 would also pass.
+and seed, the measured values of GSC - 1 are summed over these blocks. This sum is divided by the sum that the law gives
+for the measured k and r. The mean of this ratio over seeds must be within {100 * TOLERANCE:.0f} % of 1. In networks
+with k = 1, a law with k instead of k^2 would also pass this test.
 
 **ReLU without normalization.** Two networks with unit skips (s = 1) have no normalization. The branch is V relu(W f) in
 one network, and relu(W f) in the other. Both branches have r = 1, so the law predicts that a block has GSC 1, for any
-k. For each network, the mean of measured GSC divided by GSC of the law must be within {100 * STEADY:.0f} % of 1.
+k. For each network, the mean of (measured GSC / GSC by the law) over blocks and seeds must be within
+{100 * STEADY:.0f} % of 1.
 
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
 in three stages, and {RESNET_WIDTH} channels in the first stage. We measure GSC from every block to the logits, on
@@ -260,8 +261,8 @@ Gaussian noise of the size of the images. We compare two numbers with and withou
 Intervals are 95 % Student's t intervals over initializations. They are not corrected for multiple comparisons, so some
 verdicts may be wrong by chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look at the data.**
 
-Mean field holds in the limit of infinite width. So does the law for random weights, because skip and branch are
-orthogonal only in this limit. Networks of finite width have other rates (study [depth_width](depth_width.md)). As k
+Mean field holds in the limit of infinite width. For random weights, the law holds in the same limit, because skip
+and branch then become orthogonal. Networks of finite width have other rates (study [depth_width](depth_width.md)). As k
 grows, rate - 1 tends to 0, but the relative error of the law for rate - 1 need not tend to 0. The law does not cover
 the ResNet, whose blocks end in a ReLU and whose stages differ in width. All networks are at initialization.
 """,
@@ -278,8 +279,8 @@ the ResNet, whose blocks end in a ReLU and whose stages differ in width. All net
         "of measured (GSC - 1) divided by the sum by the law, with 95 % intervals over seeds. The gray band is the "
         "tolerance.",
         "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections. Lines are means "
-        "over seeds, bands one standard deviation. The legend gives the growth factor of GSC over all blocks "
-        '("in all").',
+        'over seeds, bands one standard deviation to each side. The legend ("in all") gives the factor by which GSC '
+        "grows from the last block to the first.",
     },
     details=details,
 )

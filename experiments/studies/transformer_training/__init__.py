@@ -41,7 +41,7 @@ def answer(collected: Collected) -> str:
         f"do not diverge. A jump of the loss announces the divergence of {found.announced(loss)}, with a "
         f"median lead of {found.typical(loss)}. During training at peak step size {LARGE:g}, log10 of the largest "
         f"attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak "
-        f"step size {TOO_LARGE[0]:g}, the step of divergence with QK norm minus the step without is {delay}."
+        f"step size {TOO_LARGE[0]:g}, QK norm changes the step of divergence by {delay}."
     )
 
 
@@ -131,7 +131,7 @@ most {RECENT} steps). The signals and their thresholds are:
 - *GSC*, the larger of g and 1 / g, where g is GSC (squared convention) from embedding to logits: {_limits("gsc")}.
 
 The thresholds were set with other runs (seeds 100 and 101). Each threshold is the largest value of the quantity in the
-runs with these seeds that did not fail, rounded up.
+controls among these runs, rounded up.
 
 - A signal **announces** a failure if it fires at an earlier step than the failure. The **lead** is the step of
   the failure minus the step at which the signal fires.
@@ -160,9 +160,8 @@ and of one kind, and train for few steps.
     captions={
         "leads": "Steps from a signal to the failure, one dot per failure that the signal announces. Diamonds below "
         "the dots are medians with 95 % intervals. A diamond without a bar has too few runs for an interval.",
-        "warnings": "For each signal: percentage of failing runs that it announces, percentage of controls (runs that "
-        "do not fail) in which it fires (false alarms), and percentage of pairs of a control and a failing run in "
-        "which it fires in the control before the step of the failure. Error bars are 95 % intervals.",
+        "warnings": "Percentages for each signal: failures that it announces, controls (runs that do not fail) with a "
+        "false alarm, and false alarms in equally long monitoring. Error bars are 95 % intervals.",
         "moving": "Quantities that change in training. One color for each peak step size. The first and third row: "
         "without QK norm; the others: with QK norm. Lines are medians over seeds. Bands reach from the lowest seed "
         "to the highest. The gray line is the loss above which a run fails.",
