@@ -220,8 +220,8 @@ def test_claims_of_a_frame_that_is_known():
     answer, details = remedies.STUDY.answer(collected), remedies.STUDY.details(collected)
     assert answer.startswith("15 of 17 remedies lower GSC")
     assert '"looks linear" for relu+batch (GSC from 10^8.0 to 10^5.5)' in answer
-    assert "also leave less nonlinearity of the outputs (tanh with large weights, relu+batch" in answer
-    assert "leave more nonlinearity of the last layer (tanh with large weights, relu+batch" in answer
+    assert "supported for the outputs (tanh with large weights, relu+batch" in answer
+    assert "contradicted for the last layer (tanh with large weights, relu+batch" in answer
     assert "of the outputs: none." in details and "| below 1e-06 |" in details and "| critical† |" in details
 
 
