@@ -136,10 +136,10 @@ def _rate(row: Row) -> str:
 
 
 def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
-    """Whether NLC of every network that does not explode is below NLC of every network that explodes."""
+    """Whether NLC of every network that is not shown to explode is below NLC of every network that explodes."""
     found = {model: _nlc(frame, model) for model in growth}
     exploding = [model for model, row in growth.items() if _word(row) == "explodes"]
-    says = "By NLC, every network that does not explode is nearer to linear than every network that explodes"
+    says = "By NLC, every network that is not shown to explode is nearer to linear than every network that explodes"
     if len(exploding) in (0, len(growth)):
         return Claim(says, None, f"{len(exploding)} of {len(growth)} networks explode")
     most = max(set(growth) - set(exploding), key=lambda model: found[model].value)

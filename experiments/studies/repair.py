@@ -203,9 +203,9 @@ def answer(collected: Collected) -> str:
     factors = listed(f"{ratio(frame, case, REPAIRED, BAD)} for {case}" for case in CASES)
     return (
         f"`gs.repair`, which rescales weights, lowers the training loss of {len(lower)} of {len(CASES)} badly "
-        f"initialized networks{raised}. The training loss with the repair, divided by the loss without it, is "
-        f"{factors}. Networks that are shown to train as well after the repair as with a standard initialization: "
-        f"{listed(same)}."
+        f"initialized networks (named as in the method){raised}. The training loss with the repair, divided by the "
+        f"loss without it, is {factors}. Networks that are shown to train as well after the repair as with a standard "
+        f"initialization: {listed(same)}."
     )
 
 
@@ -255,7 +255,7 @@ unit then reaches its goal. Compare the result with a standard initialization.
     method="""
 Four networks start from a bad initialization (depth {model.depth}, width {model.width}, {dtype}).
 
-- **plain-large, plain-small**: tanh layers without biases, with weight variance 9 / fan_in or 0.1 / fan_in.
+- **plain-large, plain-small**: tanh layers without biases; weight variance 9 / fan_in (large) or 0.1 / fan_in (small).
 - **residual**: x + V tanh(W x), where W has the variance 9 / fan_in.
 - **transformer**: a pre-norm transformer that reads the 8 rows of a digit; its queries are 8 times too large.
 

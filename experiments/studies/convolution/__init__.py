@@ -49,7 +49,7 @@ def details(collected: Collected) -> str:
         "\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
         f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. Its relative change falls if the change falls "
-        f"or the distance grows. {winner} contributes more."
+        f"or the distance grows. {winner} contributes more to this fall during training."
     )
 
 
@@ -83,13 +83,13 @@ positions. Each x is a mosaic of four images, because late maps see a window lar
 depend on the border or on pixels that the shift brings in are left out.
 
 To test zero padding, we take the relative error over all positions, also those at the border. For this, the shift is
-circular: pixels that leave the image at the right enter it at the left. It is a multiple of the total stride of every
-map, so stride does not break the symmetry. Only zero padding can break it.
+circular: pixels that leave the image at the right enter it at the left. The shift is a multiple of the total stride of
+every map, so stride does not break the symmetry. Only zero padding can break it.
 
 **Invariance.** The output f(x) is the vector of logits for an image x, and T shifts the image. Pixels missing at the
 border are filled by reflection. The *change* of the output is |f(T x) - f(x)|. The *distance* is |f(x) - f(x')| for
-another image x'. Both are root mean squares over images, divided by the root mean square of the outputs. The *relative
-change* is the change divided by the distance.
+another image x'. For both, we take the root mean square over images and divide it by that of the outputs. The
+*relative change* is the change divided by the distance.
 
 For the effect of **pooling**, f(x) is a map after the first or second ReLU instead of the output. We compare the full
 map, the map of every second pixel in every second row, and the map after 2 x 2 max or average pooling. In claims, the
@@ -118,9 +118,9 @@ Intervals are 95 % Student's t intervals over {num_seeds} seeds, which differ in
 images and the order of training images. Intervals of the claims that training makes maps more equivariant are
 simultaneous (Bonferroni). Different seeds share part of the images for the statistics of pixels, so the intervals of
 these statistics may be too narrow. Training is short, so the accuracy is much lower than the network could reach. The
-exploratory claims, and the division by 1 - (mean of r) for neighbors, were chosen after a first look at the data. The
-reference results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG compresses blocks of 8 x 8 pixels, which
-may make statistics depend on the position.
+exploratory claims, and the division by 1 - (mean of r) for the correlation r of neighbors, were chosen after a first
+look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG compresses blocks of
+8 x 8 pixels, which may make statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,

@@ -66,7 +66,9 @@ def stride(frame: pd.DataFrame) -> Claim:
 def border(frame: pd.DataFrame) -> Claim:
     """Whether zero padding breaks the symmetry."""
     errors = [by_seed(frame, "border_error", layer=LAST, training=when) for when in WHEN]
-    smaller = f"relative error of the maps of {LAST} over all positions (smaller one of before and after training)"
+    smaller = (
+        f"relative error of the maps of {LAST} over all positions (before or after training, whichever is smaller)"
+    )
     return _large("Zero padding breaks the symmetry at the border", smaller, errors)
 
 

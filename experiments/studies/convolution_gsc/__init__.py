@@ -116,6 +116,7 @@ less of the map in the first stages. Average pooling should therefore lower GSC 
         "the gray band count as no change.",
         "layers": "GSC from every layer to the output. In the left panel, GSC is divided by GSC of the stack with "
         "circular padding (the torus), and points are shifted slightly sideways. The other panels show max pooling and "
-        "average pooling. Bars are 95 % intervals over seeds. Crosses are mean field, where it differs from 1.",
+        "average pooling. Bars are 95 % intervals over seeds. Crosses are mean field, for stacks where it "
+        "predicts GSC other than 1.",
     },
 )

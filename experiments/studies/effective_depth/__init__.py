@@ -20,7 +20,7 @@ __all__ = ["STUDY", "measure"]
 # Effective depths that differ by at most this number of layers count as equal.
 NEAR = 1.0
 # What an effective depth is, for the answer.
-MEANS = " (largest k for which products of k layers' changes by training noticeably contribute to the Jacobian)"
+MEANS = " (largest number of layers whose changes by training, multiplied, contribute noticeably to the Jacobian)"
 # A network has learned if it classifies this fraction of the test digits correctly.
 LEARNED = 0.5
 # Contributions with a log10 share below this value are not stored.

@@ -71,15 +71,15 @@ def details(collected: Collected) -> str:
     soon = f", in the median {after} after the failure" if after else ""
     parts = [
         f"Of {len(alarms.table)} runs, {len(found)} fail, in {np.isfinite(cells).sum()} of {len(cells)} combinations "
-        f"of network and learning rate. The loss becomes non-finite in {len(ended)} of these runs{soon}."
+        f"of network and learning rate. The loss becomes non-finite in {len(ended)} of the failing runs{soon}."
     ]
     if alarms.fired:
         first = decide.firsts(found).sum()
         names = decide.names_in_words(first.index[first == first.max()])
-        parts.append(f"The signal that is most often first is {names}, in {first.max()} runs that fail.")
+        parts.append(f"The signal that is most often first is {names}, in {first.max()} of the failing runs.")
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            f"No claim is made about signals that fired in no run: {decide.names_in_words(silent)}. "
+            f"Signals that fired in no run, and so have no claim: {decide.names_in_words(silent)}. "
             "At step 0, the largest GSC from any layer to the logits in any run is "
             f"10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )

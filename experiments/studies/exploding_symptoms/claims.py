@@ -40,7 +40,7 @@ def silent(alarms: Alarms, name: str) -> Claim:
     return Claim(
         says,
         every.most,
-        f"controls in which it never fires: {every}; the same, of the controls that learned: {learned}",
+        f"controls in which it never fires: {every}; learned controls in which it never fires: {learned}",
     )
 
 
@@ -97,7 +97,7 @@ def reliable(alarms: Alarms) -> list[Claim]:
 def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str = "") -> Claim:
     least, best = alarms.announced(sure), alarms.announced(perhaps)
     holds = verdict(least.most is True, best.most is False)
-    because = f"{least} announced by these signals{what}; announced by these or undecided signals: {best}"
+    because = f"{least} announced{what}; announced if the undecided signals are included: {best}"
     return Claim(says, holds, because)
 
 

@@ -75,8 +75,8 @@ def answer(collected: Collected) -> str:
     return (
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
         "network: the absolute error of this approximation grows like the step size to the power "
-        f"{1 + numbers.slope(frame).value:.2f}. The network scales small areas by |det J|, up to a relative error of "
-        f"{numbers.area_error(frame).value:.1g}. In "
+        f"{1 + numbers.slope(frame).value:.2f}. A network from the plane to the plane scales small "
+        f"areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. In "
         f"{len(few)} of {len(GAUSSIAN)} deep networks with Gaussian weights ({listed(few)}), a few singular values "
         "dominate the norm of J and most others shrink with depth, so the norm alone does not describe J."
     )

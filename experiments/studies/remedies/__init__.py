@@ -79,7 +79,7 @@ def answer(collected: Collected) -> str:
         f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output by a factor of more than "
         f"{10**LEAST:.1f}, at equal numbers of parameters (a remedy counts once for each network that it changes). "
         f"The strongest remedies, named as in the method, are {listed(best)}. "
-        'In the networks in brackets, the claim "remedies that leave less GSC leave less nonlinearity" is '
+        'The claim "remedies that leave less GSC leave less nonlinearity" is (in brackets: networks) '
         f"{price}."
     )
 

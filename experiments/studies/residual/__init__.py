@@ -54,7 +54,7 @@ def answer(collected: Collected) -> str:
     return (
         "If the output of a skip connection is k times as long (Euclidean norm) as the output of the branch of its "
         f"block, the skip divides GSC - 1 of the block by k^2 + 1: {tests} within {100 * TOLERANCE:.0f} %, and "
-        f"{diluted.count(False)} contradict it. With skip weight 1, k grows with the depth, and GSC grows more slowly "
+        f"{diluted.count(False)} contradict it. With identity skips, k grows with the depth, and GSC grows more slowly "
         f"than an exponential of the depth for {listed(slower)}. Skip connections {lowers} the growth of a ResNet's "
         f"GSC: over all its blocks, log10 GSC grows by {residual} with skips and {plain} without."
     )

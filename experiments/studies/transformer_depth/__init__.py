@@ -55,7 +55,8 @@ def answer(collected: Collected) -> str:
         f"depth with pre-norm is {power}; over the {DEPTHS[-1]} blocks of a GPT at initialization, log10 GSC is "
         f"{deepest['post']} with post-norm and {deepest['pre']} with pre-norm. If the initial weights that write into "
         f"the residual stream are scaled by 1 / sqrt(2 depth), log10 GSC is {scaled[1]} with post-norm and "
-        f"{scaled[0]} with pre-norm. GSC is in the range that mean-field theory predicts for single networks in {band}."
+        f"{scaled[0]} with pre-norm. GSC is in the range in which mean-field theory expects at least "
+        f"95 % of networks, in {band}."
     )
 
 
@@ -201,8 +202,8 @@ power if it is within {POWER_TOLERANCE:g} of {POWER:.2f}. For a single seed, "ea
 single seeds is not averaged. Instead, to compare the ratio with a limit r, we average (late minus r times early)
 over seeds and test the sign of this mean.
 
-**Scaled weights.** As in GPT-2, the initial weights that write into the residual stream are scaled by
-1 / sqrt(2 depth). We say that GSC does not grow with depth if log10 GSC changes by less than {FLAT:g} from depth
+**Scaled weights.** As in GPT-2, the initial weights that write into the residual stream (residual weights) are scaled
+by 1 / sqrt(2 depth). We say that GSC does not grow with depth if log10 GSC changes by less than {FLAT:g} from depth
 {WINDOW[1]} to {WINDOW[2]}.
 
 **Theory.** `GPT.mean_field(x)` predicts GSC for infinite width ([theory](../theory.md#transformers)). The prediction

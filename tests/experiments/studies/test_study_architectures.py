@@ -53,7 +53,7 @@ def verdicts(*args, **kwargs):
     return {claim.says: claim.holds for claim in study.claims(collected(*args, **kwargs))}
 
 
-WHOLE = "By NLC, every network that does not explode is nearer to linear than every network that explodes"
+WHOLE = "By NLC, every network that is not shown to explode is nearer to linear than every network that explodes"
 UNSEEN = (
     "relu: the data collapse (sign diversity) and the whole network is nonlinear (NLC), although the interval of "
     "the growth rate of GSC contains 1"
