@@ -166,10 +166,10 @@ def answer(collected: Collected) -> str:
     if not all(claim.holds for claim in _identities(frame)):
         return "These runs give no answer, because an identity fails that must hold for rescaled networks."
     return (
-        "No. The outputs of the layers can be rescaled, with scales that grow toward the output by a factor of "
-        f"R = {most:g} per layer, without changing the function of the network. Then the norm of the gradient grows "
-        f"toward the input by a factor of {_growth(frame, RESCALED, most)} per layer instead of "
-        f"{_growth(frame, PLAIN, most)}, but GSC stays the same, and so does training with rescaled learning rates."
+        "No. The outputs of the layers can be rescaled without changing the function of the network, with scales "
+        f"that grow by a factor of R = {most:g} per layer toward the output. Toward the input, the norm of the "
+        f"gradient then grows by a factor of {_growth(frame, RESCALED, most)} per layer, and without rescaling by "
+        f"{_growth(frame, PLAIN, most)}; GSC does not change, nor does training if learning rates are also rescaled."
     )
 
 

@@ -143,8 +143,8 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             means.verdict(fallen > len(last) / 2, risen >= len(last) / 2),
             f"units whose mean change is negative: {sum(one.value < 0 for one in last.values())} of {len(last)}; "
             f"units in which the whole interval of the change is negative: {fallen}; units in which the whole "
-            f"interval of the change is positive: {risen}; required: whole interval negative in more "
-            "than half of the units",
+            f"interval of the change is positive: {risen}; required: in more "
+            "than half of the units, the whole interval is negative",
         ),
         Claim(
             f"After training, GSC of every unit of {name} is within one order of magnitude of GSC before",

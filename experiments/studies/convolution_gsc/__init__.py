@@ -21,7 +21,7 @@ TOLERANCE = 1.03
 def claims(collected: Collected) -> list[Claim]:
     """Which kinds of stacks keep GSC, which lower GSC, and whether mean field predicts the factor."""
     frame = collected.frame
-    kept = f"GSC differs from GSC of the reference by less than {100 * (UNCHANGED - 1):.0f} %"
+    kept = f"GSC differs from GSC of the reference by a factor of less than {UNCHANGED:g}"
     totals = of.factors(frame)
     lowered = {
         "Zero padding lowers GSC from the middle layer to the output": factor(frame, "zeros", of.depth(frame) // 2),
@@ -111,9 +111,9 @@ less of the map in the first stages. Average pooling should therefore lower GSC 
     answer=answer,
     figures=figures.draw,
     captions={
-        "total": "GSC from input to output of each stack, divided by GSC of the stack with circular padding (the "
-        "torus). Dots are means with 95 % intervals. Crosses are mean field, drawn slightly above the dots. Factors in "
-        "the gray band count as no change.",
+        "total": "Factor of each stack: GSC from input to output, divided by GSC of the stack with circular padding "
+        "(the torus). Dots are means with 95 % intervals. Crosses are mean field, drawn slightly above the dots. "
+        "Factors in the gray band count as no change.",
         "layers": "GSC from every layer to the output. In the left panel, GSC is divided by GSC of the stack with "
         "circular padding (the torus), and points are shifted slightly sideways. The other panels show max pooling and "
         "average pooling. Bars are 95 % intervals over seeds. Crosses are mean field, for stacks where it "

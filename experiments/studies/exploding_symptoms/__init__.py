@@ -150,17 +150,17 @@ classes gives the loss ln 10. **Controls** are the runs that do not fail. A cont
 below {LEARNED / GUESSING:g} ln 10.
 
 Thresholds of **signals** are those of `gs.Monitor` or were fixed before the runs. The *recent median* of a quantity is
-its median over the previous {RECENT} steps, or over all previous steps if there are fewer. In the first {FEWEST} steps
-of a run, there is no recent median, so no jump can fire. Each signal fires under one condition:
+its median over the previous {RECENT} steps, or over all previous steps if there are {FEWEST} to {RECENT - 1} of them.
+With fewer previous steps, no jump can fire. Each signal fires under one condition:
 
 {SIGNALS}
 
 A signal **announces** a failure if it fires before the step of the failure. The **lead** is the number of steps from
-the first time that the signal fires to the failure, or to the first non-finite loss ("lead to NaN"). A signal that
-fires in a control is a **false alarm**. A failing run is monitored only until it fails, so a signal has more steps to
-fire in a control. We therefore also report false alarms in **equally long** parts of controls. For this, we form all
-pairs of a control and a failing run. We report the fraction of pairs in which the signal fires in the control before
-the step at which the failing run fails.
+the first time that the signal fires to the failure. The **lead to NaN** ends at the first non-finite loss instead. A
+signal that fires in a control is a **false alarm**. A failing run is monitored only until it fails, so a signal has
+more steps to fire in a control. We therefore also report false alarms in **equally long** parts of controls. For this,
+we form all pairs of a control and a failing run. We report the fraction of pairs in which the signal fires in the
+control before the step at which the failing run fails.
 
 The rate of false alarms is the fraction of controls in which the signal fires. A signal is **reliable** if the whole
 95 % interval of this rate is below {100 * MOST_FALSE_ALARMS:g} %, unreliable if the whole interval is above, and
@@ -189,8 +189,8 @@ decides which networks fail.
         "interval. There is no bar for fewer than six dots.",
         "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires when its curve is above "
         "1. The run fails when the curve of the loss is above 1.",
-        "failures": "Percentage of runs that fail, by network and peak learning rate. Networks are sorted by GSC at "
-        "step 0.",
+        "failures": "Percentage of runs that fail, by network and peak learning rate. Networks are sorted by the "
+        "largest GSC from any layer to the logits at step 0.",
     },
     details=details,
     condensed=signals.condensed,

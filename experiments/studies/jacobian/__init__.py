@@ -165,7 +165,7 @@ although nearly all singular values have collapsed.
 {STEPS[0]:g} to {STEPS[-1]:g}:
 
 - the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} random unit
-  vectors u. This error is proportional to h if J is the derivative;
+  vectors u. If J is the derivative, this error is proportional to h for small h;
 - the area of the region to which the network maps a square of side h, divided by h^2. For small h, this ratio tends to
   |det J|.
 
@@ -182,10 +182,10 @@ values s_i of the Jacobian J from the input to every layer:
   s_i is not zero. If the effective rank is below {FEW:g} n, we say that few directions carry the norm.
 
 Changes per layer of ln qm(J) and of mean log singular values are averaged over the half of the layers farther from the
-input. qm(J) **explodes** if its square grows by a factor of more than {STABLE_SQUARE:g} per layer, and **vanishes** if
-its square shrinks by a factor of more than {STABLE_SQUARE:g} per layer. In both cases, ln qm(J) changes by more than
-ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f} per layer. A geometric mean of singular values explodes or **collapses** at the
-same limits. The volume explodes or collapses if the geometric mean |det J|^(1/n) does.
+input. qm(J) **explodes** if ln qm(J) grows by more than ln({STABLE_SQUARE:g}) / 2 = {STABLE:.4f} per layer, and
+**vanishes** if ln qm(J) falls by more than that. A geometric mean of singular values **explodes** if its logarithm
+grows by more than {STABLE:.4f} per layer, and **collapses** if its logarithm falls by more than that. The volume
+explodes or collapses if the geometric mean |det J|^(1/n) does.
 
 In the linear network, each layer is a Gaussian n x n matrix W with entries of variance 1 / n. We expect that a layer
 changes ln|det J| / n by the mean of ln|det W| / n, which is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.

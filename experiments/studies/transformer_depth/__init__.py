@@ -222,13 +222,13 @@ quantities with theory:
 Intervals are 95 % Student's t intervals over seeds. They cover random weights, windows and probes. If a claim about
 theory has several intervals, they are simultaneous (Bonferroni). All networks are at initialization, with one kind of
 MLP, one kind of norm and one length of text. Their width is small, and GSC depends on the width (study
-[depth_width](depth_width.md)). We expected a power or an exponential because of results for multilayer perceptrons,
-which have no attention.
+[depth_width](depth_width.md)). We expected a power or an exponential of the depth because of results for multilayer
+perceptrons, which have no attention.
 
 Claims and thresholds are those of an earlier sweep with other seeds (0 to 7), which measured GSC to the last block
-instead of the logits. Exploratory claims were added after that sweep. Tolerances for theory were set after a
-comparison with two networks of depth {DEPTHS[0]} with other seeds. The claims about an exponential and a power were at
-first about growth only. After a pilot with narrow networks, they were extended to GSC that decays with depth.
+instead of the logits. Exploratory claims were added after that sweep. Tolerances for theory were set after theory was
+compared with two networks of depth {DEPTHS[0]} (other seeds). At first, the claims that GSC is an exponential or a
+power of the depth were about growth only. After a pilot with narrow networks, decay was added to these claims.
 
 **Networks without normalization are left out here; only the earlier sweep had them.** Their residual stream grows
 exponentially with the depth. So in deep networks without normalization, float32 cannot represent the attention scores

@@ -70,8 +70,9 @@ def _lengths(frame: pd.DataFrame, norm: str) -> Claim:
         f"With {name(norm)}, theory predicts the squared length of the residual stream within "
         f"{100 * (LENGTH - 1):.0f} %",
         means.all_of(*(one.within(0.0, math.log10(LENGTH)) for one in found.values())),
-        f"log10 of (measured / predicted squared length): {ratios}; required at every depth: from "
-        f"-{math.log10(LENGTH):.3f} to {math.log10(LENGTH):.3f}, because log10 {LENGTH:g} = {math.log10(LENGTH):.3f}",
+        f"log10 of (measured / predicted squared length): {ratios}; required at every depth: log10 "
+        f"from -{math.log10(LENGTH):.3f} to {math.log10(LENGTH):.3f}, because log10 {LENGTH:g} = "
+        f"{math.log10(LENGTH):.3f}",
     )
 
 
@@ -82,7 +83,7 @@ def _gsc(frame: pd.DataFrame, norm: str) -> Claim:
         means.all_of(*(one.within(0.0, GSC) for one in found.values())),
         "mean of log10 GSC, measured - theory: "
         + listed(f"{one:+} at depth {depth}" for depth, one in found.items())
-        + f"; required at every depth: from -{GSC:g} to {GSC:g}",
+        + f"; required at every depth: difference from -{GSC:g} to {GSC:g}",
     )
 
 
