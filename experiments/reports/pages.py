@@ -37,8 +37,8 @@ GLOSSARY = """
 - **Growth rate** of GSC, or rate: the factor by which GSC to the output grows per layer, from the output towards the
   input. One rate for many layers comes from a line fitted to log GSC.
 - **Mean field** ([theory](../theory.md)): the theory of networks with random weights and infinite width.
-- **Names** of networks give the activation and the normalization. For example, tanh+layer has the activation tanh and
-  layer normalization, tanh+batch has tanh and batch normalization, and tanh has no normalization.
+- **Names** such as tanh+layer give the activation and the normalization of a network: tanh+layer has layer
+  normalization, tanh+batch has batch normalization, and tanh has no normalization.
 - Other terms are explained in the [glossary](../glossary.md).
 """
 CORES = 2

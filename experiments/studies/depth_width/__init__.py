@@ -83,12 +83,10 @@ def details(collected: Collected) -> str:
     again, parts = len(found["selu"].values) - FIRST_SEEDS, []
     if again > 1:
         later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}
-        words = [f'"at every {size}" is {verdict}' for size, verdict in later.items()]
-        seeds = (
-            f"{again} seeds were added after the first look at the data. With these seeds alone, the two claims that"
-        )
+        words = [f'{verdict} for "at every {size}"' for size, verdict in later.items()]
+        seeds = f"{again} seeds were added after the first look at the data. With these seeds alone, the claim that"
         rate = f"the log growth rate of GSC in {name('selu')} stays within tolerance"
-        parts.append(f"{seeds} {rate} have these verdicts: {listed(words)}.")
+        parts.append(f"{seeds} {rate} is {listed(words)}.")
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
@@ -110,10 +108,9 @@ def details(collected: Collected) -> str:
 STUDY = Study(
     question="Does the growth of GSC per layer depend on the depth or on the width of the network?",
     use="""
-Measure the growth rate of an architecture on a small network. If the claims below find the architecture within
-tolerance, larger networks have the same rate within the tolerance, up to the largest depth and width of this study.
-If mean-field theory covers the architecture, you can use the mean-field rate instead of a measurement. The error of the
-mean-field rate is about proportional to 1 / width.
+Measure the growth rate of an architecture on a small network. The claims below say which architectures have the same
+rate, within tolerance, at all depths or all widths of this study. If mean-field theory covers the architecture, you can
+use the mean-field rate without measuring. The error of the mean-field rate is about proportional to 1 / width.
 """,
     method=f"""
 We measure {len(NETWORKS)} plain networks, each with the depths {{model.depth}} and the widths {{model.width}}, on
@@ -134,11 +131,11 @@ Intervals are 95 % Student's t intervals over initializations. The data were ana
 compared with the log rate at the largest depth. The intervals of these differences are simultaneous (Bonferroni) over
 the smaller depths and over both analyses. The same holds for widths.
 
-A rate **depends on the depth** if the log rate changes from the smallest to the largest depth: the interval of this
-change excludes 0, however small the change. The claim is contradicted if the interval contains 0 and lies within
-{TOLERANCE:g} of 0. The log rate then changes by less than {TOLERANCE:g}, if at all. The dependence on the width is
-tested in the same way. Intervals of the changes are simultaneous over all {len(SIZES) * len(NETWORKS)} tests (depth
-and width of each network) and over both analyses.
+The claim that a rate **depends on the depth** compares the log rates at the smallest and the largest depth. It is
+supported if the interval of their difference excludes 0, however small the difference. It is contradicted if the
+interval contains 0 and lies within {TOLERANCE:g} of 0. The dependence on the width is tested in the same way. Intervals
+of these differences are simultaneous over all {len(SIZES) * len(NETWORKS)} tests (depth and width of each network) and
+over both analyses.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width. With batch normalization, the rate in
 this limit depends on the batch size, which is {{data.batch_size}} here. The deviation of a finite network from mean

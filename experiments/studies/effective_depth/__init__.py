@@ -199,8 +199,8 @@ def details(collected: Collected) -> str:
     parts = [columns, table([*header, "replaceable layers"], rows)]
     if runs.failed:
         parts.append(
-            f"Left out ({len(runs.failed)} of {len(runs.failed) + len(runs.trained)} networks), because training "
-            f"diverges with every learning rate for at least one seed: "
+            f"Left out ({len(runs.failed)} of {len(runs.failed) + len(runs.trained)} networks), because at "
+            f"least one seed diverges with every learning rate: "
             + listed(f'"{name(key)}"' for key in runs.failed)
             + "."
         )
@@ -258,8 +258,8 @@ due to the random vectors. In other networks, it covers the error due to the cho
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. The intervals of all claims of one kind, for example about growth during training, are
-simultaneous (Bonferroni). The lower limit of the share that counts, {TOLERANCES[0]:g}, is a convention. The table also
-has effective depths for a larger limit of the share. Wider networks or longer training may give other numbers.
+simultaneous (Bonferroni). The limit of shares for the effective depth, {TOLERANCES[0]:g}, is a convention. The table
+also has effective depths for a larger limit. Wider networks or longer training may give other numbers.
 """,
     claims=claims,
     answer=answer,

@@ -220,7 +220,7 @@ matters. So in mean field, some remedies give a network that equals another netw
   weights change nothing.
 - selu: orthogonal and LSUV weights have the same variance as the unchanged weights.
 
-Repetitions are marked †. They are compared with the network that they repeat, and not counted as remedies.
+Repetitions are marked † and not counted as remedies. Most are compared with the network that they repeat.
 
 **No finding is counted twice.** Three repetitions have the same distribution of GSC as another network at every width,
 not only in mean field. These three are not tested as claims:
@@ -231,8 +231,8 @@ not only in mean field. These three are not tested as claims:
 - relu+batch: LSUV weights are orthogonal weights times a constant for each layer. Batch normalization cancels these
   constants, so LSUV repeats "orthogonal".
 
-If "wider" does not change the rate per layer, it lowers GSC only because there are fewer layers. Then we do not list
-"wider lowers GSC" as another claim.
+If "wider" does not change the rate per layer, it lowers GSC only because there are fewer layers. Then "wider lowers
+GSC" would repeat this finding and is not listed as a claim.
 
 **Growth** is log10 GSC (squared convention) from input to output. Growth per layer would be misleading, because
 networks with equal numbers of parameters differ in depth. A remedy **lowers** GSC if the whole interval of the change
@@ -253,7 +253,7 @@ layers at the largest rate that `gradscope.growth` calls stable, {1 + MARGIN:g}.
 are ranked by growth and by nonlinearity (means over seeds). Spearman's rank correlation compares the two rankings. The
 two-sided p value is exact (permutation test). Three networks with two measures of nonlinearity give {NUM_TESTS}
 correlations, so p must be below {SIGNIFICANCE:g} / {NUM_TESTS}. Otherwise the claim is undecided. The third measure,
-NLC, is not tested: if the inputs are Gaussian noise and the outputs have mean 0, the square of NLC is nearly GSC.
+NLC, is not tested, because it is not independent of GSC: if outputs have mean 0, the square of NLC is nearly GSC.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations. Differences between networks are computed for each seed,
@@ -269,8 +269,8 @@ network that is nearly affine at initialization may become nonlinear during trai
         "growth": "Growth of GSC with each remedy, one column per network. Top: input to output. Bottom: per layer. "
         "Dots: means with 95 % intervals over seeds. Square: the unchanged network. Strokes: mean-field predictions, "
         "where they exist.",
-        "cost": "Three measures of nonlinearity (rows) against growth from input to output, for each network (column). "
-        "Bars are 95 % intervals over seeds. Hollow markers: networks that are the same as another network "
+        "cost": "Three measures of nonlinearity (rows) against growth of GSC from input to output, for each network "
+        "(column). Bars are 95 % intervals over seeds. Hollow markers: networks that are the same as another network "
         "in mean field (marked † in the tables). Black square: the unchanged network.",
     },
     details=details,

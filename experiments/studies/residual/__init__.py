@@ -70,8 +70,8 @@ def details(collected: Collected) -> str:
         rows.append([f"{name(branch)}, by the law", *law, f"{numbers.expected_exponent(frame, branch):.3f}"])
     head = ["branch", *(f"k = {k}" for k in DILUTIONS), "unit skips: exponent"]
     words = (
-        "The table gives the growth rate of GSC per block at constant dilution k. The last column is for unit skips "
-        "(skip weight 1): there, GSC grows like a power of the depth with this exponent."
+        "The table gives the growth rate of GSC per block at constant dilution k. The last column gives the "
+        f"exponent with unit skips (skip weight 1), from block {WINDOW[1]} to block {WINDOW[2]}."
     )
     return f"{words}\n\n{table(head, rows)}"
 
@@ -236,9 +236,9 @@ stem:
   of the depth.
 - **Exponent**: the growth of log GSC from block {WINDOW[1]} to block {WINDOW[2]}, divided by the growth of log depth.
 
-The law gives a pure power only for very deep networks. For the depths that we measure, we compute GSC by the law as the
-product over blocks of (k^2 + r) / (k^2 + 1), with k and r from mean field. Late / early growth and exponent of this
-product are called "by the law".
+By the law, GSC is exactly a power of the depth only in the limit of large depth. At the measured depths, GSC by the law
+is the product of (k^2 + r) / (k^2 + 1) over the blocks, with k and r from mean field. Late / early growth and exponent
+"by the law" are those of this product.
 
 **Single blocks.** In {NUM_BLOCKS} blocks of every network, we measure k, r and the GSC of the block. For each network
 and seed, the measured values of GSC - 1 are summed over these blocks. This sum is divided by the sum that the law gives
@@ -276,8 +276,8 @@ the ResNet, whose blocks end in a ReLU and whose stages differ in width. All net
         "skips (skip weight 1), with a logarithmic axis for the depth. Bars are 95 % intervals over seeds. Dashed: law "
         "of dilution.",
         "blocks": "GSC of single blocks, measured and by the law of dilution. Left: one marker per block. Right: sum "
-        "of measured (GSC - 1) divided by the sum by the law, with 95 % intervals over seeds. The gray band is the "
-        "tolerance.",
+        "of GSC - 1 over the blocks of a network, measured / by the law, with 95 % intervals over seeds. The gray band "
+        "is the tolerance.",
         "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections. Lines are means "
         'over seeds, bands one standard deviation to each side. The legend ("in all") gives the factor by which GSC '
         "grows from the last block to the first.",

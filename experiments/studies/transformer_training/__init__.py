@@ -101,8 +101,8 @@ STUDY = Study(
     answer=answer,
     use="""
 Monitor the norm of updates divided by the norm of the weights (the signal "update"). This ratio can be monitored from
-the first step on. A large attention logit alone is no reason to stop a run. Compare it with the attention logits of a
-run of the same network that learns.
+the first step on. A large attention logit alone is no reason to stop a run. Compare it with the attention logits in
+a run in which the same network learns.
 """,
     method=f"""
 `gs.models.GPT` with {{model.depth}} pre-norm blocks of width {{model.width}} learns to predict bytes of Python's
@@ -116,8 +116,8 @@ are recorded. GSC and attention are measured at every step on {{monitor.batch_si
 loss of guessing all 256 bytes with equal probability. **Controls** are the runs that do not fail.
 
 A **signal** is a quantity with a threshold. The signal **fires** at the first step at which the quantity exceeds the
-threshold. A **jump** of a quantity is its value divided by its median over the previous steps (at least {FEWEST}, at
-most {RECENT} steps). The signals and their thresholds are:
+threshold. A **jump** of a quantity is its value divided by its median over the previous {RECENT} steps, or over all
+previous steps if there are fewer (at least {FEWEST}). The signals and their thresholds are:
 
 - *loss jump*, the jump of the training loss: {_limits("loss_jump")};
 - *gradient jump*, the jump of the norm of the gradient of all weights: {_limits("gradient_jump")};

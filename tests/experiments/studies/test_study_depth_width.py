@@ -115,7 +115,7 @@ def test_the_answer_follows_the_verdicts():
 
 def test_the_details_follow_the_verdicts():
     many = depth_width.details(Collected(synthetic(width_effect=2.0, noise_of=1e-3, num_seeds=16), None, {}))
-    assert many.startswith("3 seeds were added") and '"at every depth" is supported and ' in many
+    assert many.startswith("3 seeds were added") and 'is supported for "at every depth" and ' in many
     assert "depend on the depth (in brackets: change of the log rate): none. Networks" in many
     assert "change by less than the tolerance, if at all: selu." in many
     assert "depend on the width (in brackets: change of the log rate): selu (-0.0" in many

@@ -174,7 +174,7 @@ def test_replaceable_counts_up_to_the_first_that_suffers():
 def test_the_details_name_what_failed():
     used, stands = {(PLAIN, 10): 9, (PLAIN, 50): 40}, {(PLAIN, 10): 10, (PLAIN, 50): 7}
     text = asked.details(made_up(used, stands, failed=[(("selu", "none", "identity"), 50)]))
-    assert 'for at least one seed: "selu, residual, depth 50".' in text
+    assert 'with every learning rate: "selu, residual, depth 50".' in text
     assert "| tanh+layer, depth 50 | 50 | 90.0 | 40.5 (" in text
 
 
