@@ -212,9 +212,10 @@ samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
   layers nearer the output. A network **explodes** if the 95 % interval of the rate lies above {1 + MARGIN:g}. A
   network **vanishes** if the interval lies below {1 - MARGIN:g}. It does **neither** (the figure says "stable") if the
   interval lies between {1 - MARGIN:g} and {1 + MARGIN:g}. Otherwise the verdict is **undecided**.
-- **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
-  pre-activation has the rarer sign. If one of the two is small, the layer may be nearly linear over the data. If sign
-  diversity is below {COLLAPSED:g}, we say that the data **collapse**.
+- **Pre-activation standard deviation** of a neuron is taken over samples. **Sign diversity** of a neuron is the
+  fraction of samples whose pre-activation has the rarer sign. We average variances and sign diversity over neurons.
+  If standard deviation or sign diversity is small, the layer may be nearly linear over the data. If sign diversity is
+  below {COLLAPSED:g}, we say that the data **collapse**.
 - **Linear fit error**: for each neuron, a line is fitted to the output of the nonlinearity as a function of its input.
   The error is the fraction of the variance that the lines do not explain. The last layer is **nearly linear** if its
   error is less than {KEPT:g} times the error of the first layer.

@@ -88,11 +88,11 @@ def answer(collected: Collected) -> str:
     values = listed(f"{mean.value:.2f} ({POOLED[pooling]})" for pooling, mean in left.items())
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
-        f"If the image is shifted by {FIRST} pixel, pooling multiplies the change of a feature map, relative to the "
-        f"distance between the maps of two images, by {first}; if the image is shifted by {LAST} pixels, by {last}. "
-        f"Compared with the reduction of this relative change at {FIRST} pixel, the reduction at {LAST} pixels is "
-        f"{less.rstrip(';')}. After pooling, a shift by {FIRST} pixel still "
-        f"changes the map by {values} times this distance, so the map is {nearly} invariant (limit: {SMALL:g})."
+        "Pooling multiplies the relative change of a feature map (change under a shift of the image / distance between "
+        f"the maps of two images) by {first} for a shift by {FIRST} pixel, and by {last} for a shift by {LAST} pixels. "
+        f"Compared with the reduction for {FIRST} pixel, the reduction for {LAST} pixels is {less.rstrip(';')}. After "
+        f"pooling, the relative change for a shift by {FIRST} pixel is {values}, so the map is {nearly} invariant "
+        f"(nearly invariant: relative change below {SMALL:g})."
     )
 
 

@@ -260,10 +260,10 @@ for c > 0), only weights must change: the first weight matrix is multiplied by R
 and every other one by R. The function of the network stays the same. If R is a power of two, even the rounding stays
 the same.
 
-If a weight matrix is multiplied by c and its learning rate by c^2, its relative change per step stays the same. The
-copy is trained twice: with learning rates rescaled in this way, and with the learning rate of the original network
-({measurement.learning_rate}) in all layers. Training has {measurement.steps} steps of gradient descent on
-{data.batch_size} samples of Gaussian noise, labeled by a random linear map.
+If a weight matrix is multiplied by c and its learning rate by c^2, the relative change of the matrix per step stays
+the same. The copy is trained twice: with learning rates rescaled in this way, and with the learning rate of the
+original network ({measurement.learning_rate}) in all layers. Training has {measurement.steps} steps of gradient descent
+on {data.batch_size} samples of Gaussian noise, labeled by a random linear map.
 
 Before training, we measure GSC from every layer to the logits exactly. We also measure the **raw gradient** of every
 layer: the norm of the gradient of the loss with respect to the output of the layer. The rescaling is from G. Philipp et
@@ -271,7 +271,7 @@ al. (arXiv:1712.05577).
 """,
     how_sure="""
 Weights, data and labels are random, with {num_seeds} draws for every R. Intervals are 95 % Student's t intervals over
-these draws. The rescaling exists only if all layers are positively homogeneous. Layers with tanh are not.
+these draws. The rescaling needs positively homogeneous layers, so it does not exist for tanh.
 """,
     claims=claims,
     figures=figures,

@@ -19,14 +19,15 @@ def answer(collected: Collected) -> str:
     """The symmetry of feature maps, outputs and images."""
     frame = collected.frame
     keep = "keep" if of.exact(frame).holds else "do not keep"
-    breaks = [name for name, claim in (("stride", of.stride), ("zero padding", of.border)) if claim(frame).holds]
+    parts = (("stride (for other shifts)", of.stride), ("zero padding (at the border)", of.border))
+    breaks = [name for name, claim in parts if claim(frame).holds]
     before, after = (mean(change(frame, CONVOLUTIONAL, when)).value for when in WHEN)
     images = [claim.holds for claim in of.images(frame)]
     return (
-        f"Convolutions {keep} the symmetry up to rounding (a feature map shifts with the image) away from the border, "
-        "if the shift is a multiple of the product of all strides up to the map; otherwise, the symmetry is broken by "
-        f"{listed(breaks)}. At initialization, a shift by one pixel changes the output of an AlexNet by {before:.2f} "
-        f"times the distance between the outputs for two images; after training, by {after:.2f} times this distance. "
+        f"Convolutions {keep} the symmetry (a feature map shifts with the image) away from the border, if the product "
+        f"of all strides up to the map divides the shift; the symmetry is broken by {listed(breaks)}. At "
+        f"initialization, a shift by one pixel changes the output of an AlexNet by {before:.2f} times the distance "
+        f"between the outputs for two images; after training, by {after:.2f} times this distance. "
         f"We test {len(images)} properties of images whose statistics are the same at all positions: CIFAR-10 is shown "
         f"to have {images.count(True)} of these {len(images)}, and to lack {images.count(False)}."
     )

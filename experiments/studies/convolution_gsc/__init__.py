@@ -52,7 +52,7 @@ def answer(collected: Collected) -> str:
     text = []
     if kept:
         most = 100 * math.expm1(max(abs(math.log(found[kind].value)) for kind in kept))
-        names = listed(WORDS[kind] for kind in kept)
+        names = listed((WORDS[kind] for kind in kept), "or")
         text.append(
             "Compared with stride 1 and circular padding, GSC from input to output changes by at most "
             f"{most:.1f} % with {names}."
@@ -69,8 +69,8 @@ STUDY = Study(
     question="What do stride, padding and pooling do to the gradients of a convolutional network?",
     use="""
 You can choose stride and padding without considering gradients, because both hardly change GSC at initialization.
-Max pooling lowers GSC, and average pooling lowers GSC much more. At the pixels of a window, the values of a map are
-similar, but a random change of the map has different signs. So averaging cancels most of the change, and less of the
+Max pooling lowers GSC, and average pooling lowers GSC much more. Within a window, the values of a map
+are similar, but random changes of these values have different signs. So averaging shrinks the changes more than the
 map.
 """,
     method=f"""
@@ -104,8 +104,8 @@ window are uncorrelated, because the input is white noise. With every further la
     how_sure=f"""
 Intervals are 95 % Student's t intervals of log GSC over seeds, which differ in weights and inputs. The stacks have
 finitely many channels, so we accept a deviation from mean field of {100 * (TOLERANCE - 1):.0f} % per layer (chosen
-after trial runs). All inputs are white noise. In images, neighboring pixels are similar, so averaging cancels
-less of the map in the first stages. Average pooling should therefore lower GSC by a larger factor than here.
+after trial runs). All inputs are white noise. In images, neighboring pixels are similar. So in the first
+stages, averaging should shrink the map less than here, and average pooling should lower GSC more than here.
 """,
     claims=claims,
     answer=answer,

@@ -60,8 +60,8 @@ def update_first(alarms: Alarms) -> Claim:
     update = alarms.part(first["update"])
     others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
-        'At these thresholds, "update" fires first (alone or at the same step as others) in most failures that any '
-        "signal announces",
+        'With the thresholds of the method, "update" fires first (alone or at the same step as others) in most '
+        "failures that at least one signal announces",
         update.most,
         f"{update}; failing runs in which another signal is first (alone or not): {others or 'none'}; false alarms of "
         f'"update": {alarms.false_alarms("update")}',

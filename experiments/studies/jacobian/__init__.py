@@ -125,8 +125,8 @@ def _identity(frame: pd.DataFrame) -> Claim:
     return Claim(
         "ln qm(J) is at least the mean log singular value, up to rounding (a theorem)",
         smallest >= -ROUNDING,
-        f"{norms.size} layers in all runs of {len(DEEP)} networks; smallest difference: "
-        + (f"{smallest:.3g}" if abs(smallest) > ROUNDING else f"within {ROUNDING:g} of 0"),
+        f"smallest value of ln qm(J) minus the mean log singular value, over {norms.size} layers ({len(DEEP)} "
+        "networks, all runs): " + (f"{smallest:.3g}" if abs(smallest) > ROUNDING else f"within {ROUNDING:g} of 0"),
         identity=True,
     )
 

@@ -202,9 +202,9 @@ power if it is within {POWER_TOLERANCE:g} of {POWER:.2f}. For a single seed, "ea
 single seeds is not averaged. Instead, to compare the ratio with a limit r, we average (late minus r times early)
 over seeds and test the sign of this mean.
 
-**Scaled weights.** As in GPT-2, the initial weights that write into the residual stream (residual weights) are scaled
-by 1 / sqrt(2 depth). We say that GSC does not grow with depth if log10 GSC changes by less than {FLAT:g} from depth
-{WINDOW[1]} to {WINDOW[2]}.
+**Scaled weights.** We also measure networks whose residual weights are scaled by 1 / sqrt(2 depth), as in GPT-2. These
+are the initial weights that write into the residual stream. We say that GSC does not grow with depth if log10 GSC
+changes by less than {FLAT:g} from depth {WINDOW[1]} to {WINDOW[2]}.
 
 **Theory.** `GPT.mean_field(x)` predicts GSC for infinite width ([theory](../theory.md#transformers)). The prediction
 uses the variances of the weights of each network, and the lengths and correlations of its embeddings. We compare three
@@ -215,8 +215,7 @@ quantities with theory:
   deepest networks (counted from 0);
 - the **squared length**: the squared Euclidean norm of the residual stream after the last branch (with post-norm,
   before the normalization), divided by that of the embedding;
-- GSC: the **band of theory** is the range of GSC in which theory expects at least {100 * theory.COVERED:g} % of single
-  networks.
+- GSC. Theory expects GSC of at least {100 * theory.COVERED:g} % of single networks in a range, the **band of theory**.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. They cover random weights, windows and probes. If a claim about

@@ -70,9 +70,8 @@ def _lengths(frame: pd.DataFrame, norm: str) -> Claim:
         f"With {name(norm)}, theory predicts the squared length of the residual stream within "
         f"{100 * (LENGTH - 1):.0f} %",
         means.all_of(*(one.within(0.0, math.log10(LENGTH)) for one in found.values())),
-        f"log10 of (measured / predicted squared length): {ratios}; required at every depth: log10 "
-        f"from -{math.log10(LENGTH):.3f} to {math.log10(LENGTH):.3f}, because log10 {LENGTH:g} = "
-        f"{math.log10(LENGTH):.3f}",
+        f"log10 of (measured / predicted squared length): {ratios}; required at every depth: measured / predicted "
+        f"from 1 / {LENGTH:g} to {LENGTH:g}, so log10 from -{math.log10(LENGTH):.3f} to {math.log10(LENGTH):.3f}",
     )
 
 

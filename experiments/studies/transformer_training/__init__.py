@@ -37,8 +37,8 @@ def answer(collected: Collected) -> str:
     delay = decide.delay(found.table, TOO_LARGE[0], _num_steps(collected))
     return (
         f'The signal "{WORDS[most]}" announces the divergence of {found.announced(warned)}, with a median lead '
-        f"(steps from signal to divergence) of {found.typical(warned)}, and fires in {found.false_alarms(most)} that "
-        f"do not diverge. A jump of the loss announces the divergence of {found.announced(loss)}, with a "
+        f"(steps from signal to divergence) of {found.typical(warned)}; it also fires in {found.false_alarms(most)} "
+        f"that do not diverge. A jump of the loss announces the divergence of {found.announced(loss)}, with a "
         f"median lead of {found.typical(loss)}. During training at peak step size {LARGE:g}, log10 of the largest "
         f"attention logit changes by {logit[False]:+} without QK norm and by {logit[True]:+} with QK norm; at peak "
         f"step size {TOO_LARGE[0]:g}, QK norm changes the step of divergence by {delay}."

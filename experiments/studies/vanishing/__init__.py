@@ -184,8 +184,8 @@ the same depth and width.
     captions={
         "gradients": "Norm of the gradient of the weights of every layer, one panel per normalization. Lines are means "
         "of logarithms over seeds, bands one standard deviation.",
-        "chains": "Derivative of the last unit of a chain of sigmoids with respect to the first unit, against the "
-        "number of units, and the bound of this derivative. The colors stand for small and large weights.",
+        "chains": "Derivative of the last unit of a chain of sigmoids with respect to the input of the chain, against "
+        "the number of units, and the upper bound of this derivative. The colors stand for small and large weights.",
         "weights": "Factor per layer of the gradient norm in a sigmoid network, against its weight variance. Bars are "
         "95 % intervals.",
     },

@@ -142,10 +142,10 @@ def shifted(published, **factors):
 
 
 def test_the_answer_follows_the_claims(published):
-    assert "with stride 2, no padding, mirrored padding and zero padding." in convolution_gsc.answer(published)
+    assert "with stride 2, no padding, mirrored padding or zero padding." in convolution_gsc.answer(published)
     collected = shifted(published, strided=2.0, valid=1.05, reflect=1.0, zeros=1.0, max=3.0, average=0.5)
     kept, lost, lowered = convolution_gsc.answer(collected).split(". ")
-    assert "5.0 % with no padding, mirrored padding and zero padding" in kept and "with stride 2" in lost
+    assert "5.0 % with no padding, mirrored padding or zero padding" in kept and "with stride 2" in lost
     assert "average pooling by a factor of 2.0." in lowered and "max pooling by" not in lowered
     verdicts = {claim.says: claim.holds for claim in convolution_gsc.claims(collected)}
     assert verdicts["Max pooling lowers GSC"] is False and verdicts["Average pooling lowers GSC"] is True
