@@ -166,10 +166,10 @@ def answer(collected: Collected) -> str:
     if not all(claim.holds for claim in _identities(frame)):
         return "These runs give no answer, because an identity fails that must hold for rescaled networks."
     return (
-        "No. The outputs of the layers can be rescaled, with scales that grow toward the output by a factor of "
-        f"R = {most:g} per layer, without changing the function of the network. Then the norm of the gradient grows "
+        "No. Without changing the function of the network, the outputs of its layers can be rescaled so that their "
+        f"scale grows toward the output by a factor of R = {most:g} per layer. Then the norm of the gradient grows "
         f"toward the input by a factor of {_growth(frame, RESCALED, most)} per layer instead of "
-        f"{_growth(frame, PLAIN, most)}, but GSC stays the same, and so does training with rescaled learning rates."
+        f"{_growth(frame, PLAIN, most)}; GSC and (with rescaled learning rates) the training stay the same."
     )
 
 

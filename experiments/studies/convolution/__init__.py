@@ -24,11 +24,12 @@ def answer(collected: Collected) -> str:
     images = [claim.holds for claim in of.images(frame)]
     return (
         f"Convolutions {keep} the symmetry up to rounding (a feature map shifts with the image) away from the border, "
-        "if the shift is a multiple of the product of all strides up to the map; otherwise, the symmetry is broken by "
-        f"{listed(breaks)}. At initialization, a shift by one pixel changes the output of an AlexNet by {before:.2f} "
-        f"times the distance between the outputs for two images; after training, by {after:.2f} times this distance. "
-        f"We test {len(images)} properties of images whose statistics are the same at all positions: CIFAR-10 is shown "
-        f"to have {images.count(True)} of these {len(images)}, and to lack {images.count(False)}."
+        "for shifts by multiples of the product of all strides up to the map; at the border or for other shifts, the "
+        f"symmetry is broken by {listed(breaks)}. At initialization, a shift by one pixel changes the output of an "
+        f"AlexNet by {before:.2f} times the distance between the outputs for two images; after training, by "
+        f"{after:.2f} times this distance. We test {len(images)} properties of images whose statistics are the same at "
+        f"all positions: CIFAR-10 is shown to have {images.count(True)} of these {len(images)} properties, and not to "
+        f"have {images.count(False)}."
     )
 
 

@@ -97,7 +97,7 @@ def reliable(alarms: Alarms) -> list[Claim]:
 def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str = "") -> Claim:
     least, best = alarms.announced(sure), alarms.announced(perhaps)
     holds = verdict(least.most is True, best.most is False)
-    because = f"{least} announced by these signals{what}; announced by these or undecided signals: {best}"
+    because = f"{least} announced by these signals{what}; with undecided signals as well: {best}"
     return Claim(says, holds, because)
 
 
