@@ -148,10 +148,10 @@ Do not rely on a single pooling layer for invariance. Pooling lowers the respons
 response to large shifts. For shifts by one pixel, prefer average pooling. Subsampling a map does not help.
 """,
     method=f"""
-{{data.batch_size}} images of CIFAR-10 are shifted to the right by {", ".join(map(str, SHIFTS))} pixels. Missing pixels
-are filled by mirroring the image. We measure the maps after the first two ReLUs of an AlexNet B at initialization: the
-full map, every second pixel of every second row (**subsampling**), and the map after {WINDOW} x {WINDOW} max or average
-pooling with stride {WINDOW}.
+{{data.batch_size}} images of CIFAR-10 are shifted to the right by {", ".join(map(str, SHIFTS[:-1]))} or
+{SHIFTS[-1]} pixels. Missing pixels are filled by mirroring the image. We measure the maps after the first two ReLUs of
+an AlexNet B at initialization: the full map, every second pixel of every second row (**subsampling**), and the map
+after {WINDOW} x {WINDOW} max or average pooling with stride {WINDOW}.
 
 - The **relative change** of a map is the difference between the map before and after the shift of the image, divided
   by the distance between the maps of two images. Difference and distance are root mean squares over images.

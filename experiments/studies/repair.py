@@ -249,8 +249,8 @@ STUDY = Study(
     answer=answer,
     use="""
 If a deep network does not train, call `gs.repair(model, x)` ([repair](../repair.md)). Within seconds, it computes
-factors for the weights of every unit (layer or block). It reports whether GSC from the input to the output of every
-unit then reaches its goal. Compare the result with a standard initialization.
+factors for the weights of every unit (layer or block). It reports whether local GSC of every unit (from its
+input to its output) then reaches the goal, by default 1. Compare the result with a standard initialization.
 """,
     method="""
 Four networks start from a bad initialization (depth {model.depth}, width {model.width}, {dtype}).

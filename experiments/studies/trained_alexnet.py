@@ -160,7 +160,7 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             f"{loosest}; required of every unit and record: change of log10 GSC from -{ORDER:g} to {ORDER:g}",
         ),
         Claim(
-            f"The unit of {name} whose GSC has changed most at the end is the same in every run",
+            f"At the end of training, the unit of {name} whose GSC has changed most is the same in every run",
             len(set(farthest.values())) == 1,
             "unit with the largest change of log10 GSC, one for each run: "
             + ", ".join(f"{_unit(where)} by {final[seed][where]:+.2f}" for seed, where in farthest.items()),
@@ -169,8 +169,8 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             f"GSC from the input of {name} to the logits changes more in the first quarter of training than in the "
             "rest",
             early.above(0.5),
-            "absolute changes of log10 GSC from record to record, summed over the first quarter and divided by the sum "
-            f"over the whole training: {early}; required: quotient above 0.5",
+            "fraction that the first quarter has of the sum of absolute changes of log10 GSC between consecutive "
+            f"records: {early}; required: fraction above 0.5",
         ),
     ]
 
@@ -189,7 +189,7 @@ def _accuracy(collected: Collected) -> list[Claim]:
         return []
     (a, first), (b, second) = found.items()
     difference = means.mean(second - first)
-    says = f"With this recipe, the test accuracy of {b} differs from the accuracy of {a}"
+    says = f"After this training, the test accuracy of {b} differs from the accuracy of {a}"
     because = f"{a}: {means.mean(first)} %; {b}: {means.mean(second)} %; difference: {difference} percentage points"
     return [Claim(says, means.verdict(difference.low > 0 or difference.high < 0, False), because)]
 

@@ -34,7 +34,7 @@ def gradients(frame: pd.DataFrame) -> Claim:
     """Whether gradients by hand equal the gradients of torch."""
     rows = frame[frame["quantity"] == "backpropagation_error"]
     cases = int(rows.groupby("seed")["num_samples"].sum().iloc[0])
-    says = "Gradients of convolution and pooling by hand equal the gradients of automatic differentiation"
+    says = "Hand-written gradients of convolution and pooling equal the gradients of automatic differentiation"
     return _rounding(says, f"{cases} cases per seed; largest relative difference", rows["value"].max(), ROUNDING)
 
 
@@ -50,7 +50,7 @@ def exact(frame: pd.DataFrame) -> Claim:
 def _rounding(says: str, cases: str, worst: float, limit: float) -> Claim:
     """Claim that errors are rounding errors. Values below the limit are not printed, as they depend on the machine."""
     small = bool(worst < limit)
-    return Claim(says, small, f"{cases}: {f'below {limit:.0e}' if small else f'{worst:.1e}'}")
+    return Claim(says, small, f"{cases}: {f'below {limit:.0e}, as required' if small else f'{worst:.1e}'}")
 
 
 def stride(frame: pd.DataFrame) -> Claim:
@@ -116,8 +116,8 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     for when, words in WHEN.items():
         found = mean(changes[when])
         says = f"{words.capitalize()}, the output of the AlexNet is nearly invariant to a shift by one pixel"
-        because = f"change of the output divided by the distance between the outputs for two images: {found}; nearly "
-        because += f"invariant: change below {SMALL:g} times the distance"
+        because = f"change / distance: {found}; nearly invariant: change of the output below {SMALL:g} times the "
+        because += "distance between the outputs for two images"
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
         says = f"{words.capitalize()}, the AlexNet is nearer to invariance than the fully connected network"
@@ -150,8 +150,8 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     """Whether training changes the distance between images by a larger factor than the response to a shift."""
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
-    says = "Exploratory: training increases the distance between outputs by a larger factor than that by which it "
-    says += "lowers the change under a shift"
+    says = "Exploratory: training increases the distance between outputs by a larger factor than it lowers the "
+    says += "change under a shift"
     because = (
         f"product of the factors by which training multiplies distance and change: {found}; claimed: product above 1"
     )
@@ -161,7 +161,7 @@ def distance_first(frame: pd.DataFrame) -> Claim:
 def images(frame: pd.DataFrame) -> list[Claim]:
     """Whether the images are stationary."""
     made, divided, spread = [], ", divided by", "standard deviation over positions of the"
-    same = f"limit: {SMALL:g}"
+    same = f"required: below {SMALL:g}"
     scales = {"mean": f"{divided} the standard deviation of a pixel", "variance": f"{divided} the mean variance"}
     for name, scale in scales.items():
         found = mean(by_seed(frame, f"{name}_spread"))

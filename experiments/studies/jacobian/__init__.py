@@ -141,14 +141,14 @@ def _few(frame: pd.DataFrame, model: str) -> Claim:
 
 def _most_collapse(frame: pd.DataFrame, model: str) -> Claim:
     return _collapses(
-        f"Exploratory: all but the largest tenth of the singular values of the {model} network collapse",
+        f"Exploratory: all but the largest tenth of the Jacobian's singular values collapse in the {model} network",
         "change of the mean logarithm of these singular values per layer",
         numbers.rate(frame, model, "mean_log_of_most"),
     )
 
 
 def _collapses(says: str, what: str, found: Mean) -> Claim:
-    return Claim(says, found.below(-STABLE), f"{what}: {found}; collapse: change below {-STABLE:.4f}")
+    return Claim(says, found.below(-STABLE), f"{what}: {found}; collapse: change per layer below {-STABLE:.4f}")
 
 
 STUDY = Study(

@@ -186,9 +186,8 @@ the embedding to the logits, with {{measurement.num_probes}} random vectors ([pr
 {", ".join(map(str, DEPTHS[:-1]))} and {DEPTHS[-1]} blocks. The depth is the number of blocks.
 
 A block has two branches f, attention and MLP. A branch turns the residual stream x into x + f(norm(x)) (**pre-norm**)
-or norm(x + f(x)) (**post-norm**). We compare GSC of a branch with and without its skip connection. Let k be the
-length of x divided by the length of the output of f. Then the skip connection divides GSC - 1 by k^2 + 1 (study
-[residual](residual.md)).
+or norm(x + f(x)) (**post-norm**). By the law of the study [residual](residual.md), the skip connection divides
+GSC - 1 of a branch by k^2 + 1. Here k is the length of x divided by the length of the output of f.
 
 - With post-norm, k is the same in every block. So we expected every block to multiply GSC by the same factor. Over many
   blocks, this gives an exponential of the depth.
@@ -229,11 +228,10 @@ instead of the logits. Exploratory claims were added after that sweep. Tolerance
 compared with two networks of depth {DEPTHS[0]} (other seeds). At first, the claims that GSC is an exponential or a
 power of the depth were about growth only. After a pilot with narrow networks, decay was added to these claims.
 
-**Networks without normalization are left out here; only the earlier sweep had them.** Their residual stream grows
-exponentially with the depth. So in deep networks without normalization, float32 cannot represent the attention scores
-precisely enough: GSC in float32 and GSC in float64 differ by orders of magnitude. The earlier sweep also tested the
-claim that GSC of networks without normalization does not explode. It contradicted this claim for the shallowest ones.
-The claim was dropped with these networks.
+**Networks without normalization are left out.** Their residual stream grows exponentially with the depth. So in deep
+networks without normalization, float32 cannot represent the attention scores precisely enough: GSC in float32 and GSC
+in float64 differ by orders of magnitude. Only the earlier sweep contained networks without normalization. It tested
+the claim that their GSC does not explode, and contradicted this claim for the shallowest of them.
 """,
     claims=claims,
     figures=figures.draw,

@@ -49,10 +49,11 @@ def shares(frame: pd.DataFrame, norm: str) -> Claim:
 def band(frame: pd.DataFrame, norm: str) -> Claim:
     """Whether at least `COVERED` of the networks have GSC in the band of theory."""
     return Claim(
-        f"With {name(norm)}, GSC of at least {100 * COVERED:g} % of the networks lies in the band of theory",
+        f"With {name(norm)} and unscaled weights, GSC of at least {100 * COVERED:g} % of the networks lies in the "
+        "band of theory",
         inside(frame, norm).above(COVERED),
-        f"networks in the band: {inside(frame, norm)}; required: at least {100 * COVERED:g} %; for comparison, "
-        f"networks with scaled weights in the band: {inside(frame, norm, SCALED)}",
+        f"networks in the band: {inside(frame, norm)}; networks with scaled weights in the band (not part of the "
+        f"claim): {inside(frame, norm, SCALED)}",
     )
 
 

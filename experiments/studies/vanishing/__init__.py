@@ -53,7 +53,7 @@ def claims(collected: Collected) -> list[Claim]:
             "GSC, which does not depend on the scale of the outputs of a layer, also vanishes in a sigmoid network",
             steady["verdict"] == "vanishing",
             f"growth rate of GSC per layer: {measured(steady['rate'], steady['rate_low'], steady['rate_high'])}, "
-            f"verdict: {steady['verdict']}; vanishing: rate below {1 - MARGIN:g}",
+            f"verdict: {steady['verdict']}; required: rate below {1 - MARGIN:g}",
         ),
         *(_keeps(frame, activation, norm) for activation, norm in NETWORKS),
         _larger(frame, SCALES[0]),

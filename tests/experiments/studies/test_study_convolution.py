@@ -134,7 +134,7 @@ def says(collected):
 @pytest.mark.parametrize(
     ("quantity", "value", "claim", "holds"),
     [
-        ("backpropagation_error", 1e-3, "Gradients of convolution and pooling by hand", False),
+        ("backpropagation_error", 1e-3, "Hand-written gradients of convolution and pooling", False),
         ("equivariance_error", 0.2, "Away from the border, a map moves", False),
         ("equivariance_error", 0.01, "Shifts by one or two pixels", False),
         ("border_error", 0.0, "Zero padding breaks", False),
