@@ -65,7 +65,10 @@ def test_the_answer_follows_the_runs():
     made = story(40, 40)
     answer, details = study.STUDY.answer(made), study.STUDY.details(made)
     assert answer.startswith('The signal "gradient jump" announces') and "(gradient jump) announce" in answer
-    assert details.startswith("Of 80 runs, 40 fail, in 40 of 80 combinations") and "update, in 40 runs" in details
+    assert (
+        details.startswith("Of 80 runs, 40 fail, in 40 of 80 combinations")
+        and "update, in 40 of the failing runs" in details
+    )
     assert "loss jump, weight growth, GSC and GSC jump" in details and "number as the failure" not in details
     assert "| update | 40 of 40 runs (91 to 100 %) | 40 | 28 steps (" in details
     assert "| 10 % | gradient jump | none | 40 of 40 runs (91 to 100 %) | 40 of 40 runs (91 to 100 %) |" in details
@@ -79,7 +82,7 @@ def test_one_run_more_or_less_does_not_turn_the_verdict():
     for false_alarms in (3, 4, 5):
         found = verdicts(story(40, 40, false_alarms))
         assert found(RELIABLE).holds is None and found(EARLY).holds is None
-        assert found(RELIABLE).because.startswith("0 of 40 runs") and "signals: 40 of 40" in found(RELIABLE).because
+        assert found(RELIABLE).because.startswith("0 of 40 runs") and "included: 40 of 40" in found(RELIABLE).because
         assert "| 10 % | none | gradient jump |" in study.STUDY.details(story(40, 40, false_alarms))
     found = verdicts(story(40, 40, 20))
     assert found(RELIABLE).holds is False and found(OTHER).holds is False and found(EARLY).holds is None
