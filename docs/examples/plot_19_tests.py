@@ -31,9 +31,9 @@ test_gradients()
 print("passed")
 
 # %%
-# A normalization cancels a factor on the weights before it, so neither GSC nor outputs show a wrong scale of these
-# weights.  In a residual network, test the write ratio instead: the size of what a branch adds, divided by the size of
-# its skip.
+# A normalization cancels a factor on the weights before it, and a skip passes the signal around weights that are too
+# small.  So neither GSC nor outputs show a wrong scale of these weights.  In a residual network, test the write ratio
+# instead: the size of what a branch adds, divided by the size of its skip.
 
 model = gs.models.MLP(depth=16, width=64, activation="tanh", norm="layer", residual="identity", generator=generator)
 ratios = gs.residual(model, x).to_frame().query("quantity == 'write_ratio'")["value"]
