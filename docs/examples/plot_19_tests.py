@@ -5,8 +5,8 @@ Gradient tests in continuous integration
 The assertions of ``gs.testing`` fail if GSC grows or shrinks too fast, or if all samples become alike inside the
 network. GSC does not show the size of activations: in a ReLU network without biases, a factor on all weights of a layer
 does not change GSC, although outputs and raw gradients may overflow. So test the size of the outputs as well. With
-``undecided="fail"``, ``assert_growth`` and ``assert_total`` also fail if the 95 % interval contains a bound. If the
-model has several inputs, fix all but one: ``forward=lambda model, x: model(x, other)``. If its ``forward`` adds
+``undecided="fail"``, ``assert_growth`` and ``assert_total`` also fail if ``low`` or ``high`` is in the 95 % interval.
+If the model has several inputs, fix all but one: ``forward=lambda model, x: model(x, other)``. If its ``forward`` adds
 tensors, mark each sum: ``x = gs.tap(x + f(x), "sum")``.
 """
 

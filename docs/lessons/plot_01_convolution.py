@@ -124,7 +124,7 @@ print(f"mean over positions, stride 1: {min(means):.6f} to {max(means):.6f}")
 # - image: :math:`\partial L / \partial X` is the correlation of :math:`G`, padded by :math:`k - 1`
 #   zeros, with the *flipped* kernel;
 # - bias: :math:`\partial L / \partial b` is the sum of :math:`G`;
-# - average pooling: each of the :math:`m` pixels receives :math:`G/m`;
+# - average pooling: each of the :math:`m` pixels of a window receives :math:`G/m`;
 # - max pooling: the largest pixel of the window (the argmax) receives :math:`G`, the others
 #   receive 0.
 

@@ -118,12 +118,12 @@ print("last layer:", table.round(3).to_string(), sep="\n")
 # architectures </docs/studies/architectures>` repeats this with eight initializations. It finds
 # growth rates of 1.469 for relu+batch, 1.210 for tanh+batch, 1.188 for tanh+layer and 1.077 for
 # selu. The rate of tanh is 1.004, and the verdicts of relu and relu+layer are undecided. In the
-# study, the last layer of relu and of tanh is nearly linear. It is undecided whether the last
-# layer of relu+layer is. The last layers of the exploding networks stay nonlinear.
+# study, the last layer of relu and of tanh is nearly linear; for relu+layer, this is undecided. The
+# last layers of the exploding networks stay nonlinear.
 #
-# This does not mean that a network is either exploding or linear. Many nearly linear layers can
-# form a function that is far from linear. In the study, relu+layer is not shown to explode, but as
-# a whole it is farther from linear than selu.
+# But a network that does not explode need not be close to linear as a whole. Many nearly linear
+# layers can form a function that is far from linear. In the study, selu explodes, and relu+layer is
+# not shown to explode; yet the function of relu+layer is farther from linear than that of selu.
 #
 # Exercises
 # ---------

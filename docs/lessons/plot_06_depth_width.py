@@ -88,8 +88,8 @@ plt.show()
 
 # %%
 # *Natural logarithm of the growth rate, minus that of the mean-field rate, against 1 / width. Bars
-# are two standard errors over networks. The dashed line is fitted through the origin, which stands
-# for infinite width.*
+# are plus and minus two standard errors over networks. The dashed line is fitted so that it is 0 at
+# infinite width, that is, at 1 / width = 0.*
 
 for width, one, spread in zip(WIDTHS, mean, error, strict=True):
     print(f"width {width}: {one:+.4f} +- {spread:.4f}")

@@ -109,15 +109,15 @@ plt.show()
 #
 # Not every remedy helps every network. The study tests 17 pairs of a remedy and one of three
 # networks. In 14 of these pairs, GSC falls by a factor of more than 2.7. The other three pairs are
-# in the SELU network: He's weights and layer normalization do not lower GSC by this factor, and
-# batch normalization raises it.
+# in the SELU network: neither He's weights nor layer normalization lowers GSC by this factor, and
+# batch normalization raises GSC.
 # A network that is nearly affine at initialization may become nonlinear during training, so low
 # nonlinearity is only a warning.
 #
 # Exercises
 # ---------
 #
-# 1. The growth of "wider" follows from the growth of "unchanged". Why? Predict it.
+# 1. Predict the growth of "wider" from the growth of "unchanged". Why is this possible?
 # 2. Batch normalization cancels the scale of the weights. What changes in a network with batch
 #    normalization if its weights have variance 1 / fan-in instead of 4 / fan-in? Check the answer.
 #
@@ -130,8 +130,8 @@ plt.show()
 # Solutions
 # ---------
 #
-# 1. The rate per layer is the same. So :math:`\log_{10}` GSC of ten layers is a fifth of that of
-#    50 layers.
+# 1. Both networks have the same rate per layer. So :math:`\log_{10}` GSC over the ten layers of
+#    "wider" is a fifth of that over the 50 layers of "unchanged".
 
 print(f"unchanged / {FEWER}: {table.loc['unchanged', 'log10 GSC'] / FEWER:.2f}")
 print(f"wider:         {table.loc['wider', 'log10 GSC']:.2f}")

@@ -52,7 +52,7 @@ for name, model in (("AlexNet A", a), ("AlexNet B", b)):
 
 # %%
 # In all layers, GSC is within one order of magnitude of 1. For ReLU with He's weights, mean field
-# predicts the rate 1 (lesson 6). And these networks have so few layers that a slightly different
+# predicts the rate 1 (lesson 6). These networks also have so few layers that a slightly different
 # rate would hardly matter.
 #
 # During training
