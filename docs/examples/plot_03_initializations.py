@@ -43,4 +43,5 @@ comparison.plot()
 plt.show()
 
 # %%
-# *GSC of tanh networks with three scales of the weights: mean over 4 networks each; bands are one standard deviation.*
+# *GSC of tanh networks with three scales of the weights.  Lines: means over 4 networks each.  Bands: ± one standard
+# deviation.*

@@ -166,7 +166,7 @@ print(f"{UNITS} tanh units from h = 0.5: {derivative:.3f}; {UNITS} sigmoids: at 
 # %%
 # 2. No. The standard deviation of the weights is now :math:`16 / \sqrt n`, so the bound is
 #    :math:`16 / 4 = 4` per layer. The measured factor is above 1, so the gradient grows toward the
-#    input. (The study finds 1.217, with the interval 1.171 to 1.264.)
+#    input. (The study finds the factor 1.217, with the 95 % interval 1.171 to 1.264.)
 
 large = gs.models.MLP(
     depth=DEPTH, width=WIDTH, activation="sigmoid", weight_variance=256.0, out_features=10, generator=generator
