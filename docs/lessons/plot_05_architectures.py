@@ -73,8 +73,8 @@ plt.show()
 #
 # A line is fitted to :math:`\log` GSC over the half of the layers nearer to the output. Its slope
 # gives the growth **rate** per layer. A network *explodes* if the whole 95 % interval of the rate
-# is above 1.02. It is *stable* if the whole interval lies between 0.98 and 1.02, and *undecided*
-# if the interval contains 0.98 or 1.02.
+# is above 1.02, and *vanishes* if all of it is below 0.98. It is *stable* if the whole interval
+# lies between 0.98 and 1.02, and *undecided* if the interval contains one of these limits.
 
 growth = {name: gs.growth(own) for name, own in profiles.items()}
 for name, found in growth.items():

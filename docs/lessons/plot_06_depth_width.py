@@ -63,14 +63,14 @@ for depth in DEPTHS:
 print(f"mean field: rate {predicted:.3f} per layer")
 
 # %%
-# The exponent of 10 in "GSC from the first layer" is about proportional to the depth. The rate
-# stays nearly the same.
+# The output gives GSC from the first layer as a power of 10. Its exponent is about proportional to
+# the depth. The growth rate per layer stays nearly the same.
 #
 # Width
 # -----
 #
-# At finite width, the rate differs from mean field. The difference should be proportional to 1 /
-# width.
+# At finite width, the rate differs from the rate in mean-field theory. The difference should be
+# proportional to 1 / width.
 
 rates = np.array([[profile(40, width, seed).growth().rate for seed in range(SEEDS)] for width in WIDTHS])
 deviations = np.log(rates / predicted)

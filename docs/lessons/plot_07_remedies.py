@@ -22,14 +22,14 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 
 # %%
 # The network has 50 layers with tanh, width 100 and ten outputs. Its weights are large, with
-# variance 4 / fan-in. Without a remedy, its gradients explode. Each remedy changes one property
-# and keeps the number of parameters:
+# variance 4 / fan-in. Without a remedy, its gradients explode. Each remedy keeps the number
+# of parameters, apart from the last layer and rounding:
 #
 # - **wider**: ten layers instead of 50, but wider;
 # - **residual**: 25 blocks :math:`f + V\varphi(Wf)` with two linear maps each;
 # - **batch norm**, **layer norm**: normalization of the pre-activations;
 # - **he**, **lecun**: weights of variance 2 / fan-in or 1 / fan-in;
-# - **LSUV**: the weights of each layer are scaled until its pre-activations have variance 1.
+# - **LSUV**: orthogonal weights, scaled in each layer until its pre-activations have variance 1.
 #
 # **Change these:** the activation, the variance of the weights, the remedies, and the number of
 # networks.

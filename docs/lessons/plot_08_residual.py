@@ -35,10 +35,10 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 #     \mathrm{GSC} = \frac{k^2 + r}{k^2 + 1},
 #     \qquad\text{so}\qquad \mathrm{GSC} - 1 = \frac{r - 1}{k^2 + 1}.
 #
-# So the skip divides GSC - 1, the growth in one block, by :math:`k^2 + 1`. The experiment measures
-# this in a network of blocks with :math:`b(f) = V\varphi(\mathrm{norm}(Wf))`. Normalization keeps
-# the length of the branch constant. With the skip weight :math:`s = k / \sqrt{k^2 + 1}`, the length
-# of the activations approaches a constant, for which the dilution is :math:`k`.
+# Without the skip, GSC - 1 would be :math:`r - 1`. So the skip divides GSC - 1 by :math:`k^2 + 1`.
+# The experiment measures this with branches :math:`b(f) = V\varphi(\mathrm{norm}(Wf))`, whose length
+# normalization keeps constant. The skip has the weight :math:`s = k / \sqrt{k^2 + 1}`. Then the
+# length of the activations approaches a constant, and the dilution approaches :math:`k`.
 #
 # **Change these:** the dilutions, the activation (such as ``"relu"``), the depth and the width.
 
