@@ -37,4 +37,5 @@ ax.legend()
 plt.show()
 
 # %%
-# *Singular values of the Jacobian from the input to the layers 1, 4, 12 and 24, each divided by the largest one.*
+# *Singular values of the Jacobians from the input to the layers 1, 4, 12 and 24.  Each is divided by the largest one of
+# its Jacobian.*

@@ -3,9 +3,9 @@ How much of its depth does training use?
 ========================================
 
 Write the Jacobian of each layer as its value before training plus the change by training.  The Jacobian of the network
-is then a sum of terms that contain the changes of 0, 1, 2, ... layers.  For each number of changes, add up all terms
-with this many changes, and take the norm of the sum.  The effective depth is the largest number of changes for which
-this norm is at least a millionth of the total of all such norms.
+is then a sum of terms that contain the changes of 0, 1, 2, ... layers.  Add up all terms with the changes of k layers.
+The effective depth is the largest k for which the norm of this sum is at least a millionth of the total of these norms
+over all k.
 """
 
 import copy

@@ -23,7 +23,7 @@ model.layers[4].activation = nn.Identity()  # a forgotten activation
 print(gs.compare(model, x))
 
 # %%
-# ``gs.check`` answers another question: does gradscope measure this model correctly?  It measures GSC in several ways
-# that must agree.
+# ``gs.check`` answers another question: does gradscope measure this model correctly?  The check measures GSC in several
+# ways that must agree.
 
 print(gs.check(model, x))

@@ -37,5 +37,5 @@ plt.show()
 
 # %%
 # *Relative distance between the outputs of each layer in both models.  "Given equal inputs": the layer receives the
-# same values in both models.  "Whole difference": each model runs on its own.  The gray steps are the largest distances
-# that rounding explains.*
+# same values in both models.  "Whole difference": each model runs on its own.  The gray line shows the largest
+# distances that rounding explains.*

@@ -82,9 +82,9 @@ assert abs(profile.log10_values - profile_rescaled.log10_values).max() < 1e-9
 # %%
 # The raw gradient of the rescaled network seems to explode. But both networks compute the same
 # function. They even train identically if the learning rates are adapted to the factors. The
-# :doc:`study of rescaling </docs/studies/rescaling>` shows this for R = 4: the raw gradient grows
-# by a factor of 4.021 per layer in the rescaled network, and of 1.005 in the original one, while
-# GSC and the losses are the same in both networks.
+# :doc:`study of rescaling </docs/studies/rescaling>` shows this for R = 4. Toward the input, the
+# raw gradient grows by a factor of 4.021 per layer in the rescaled network, and of 1.005 in the
+# original one. GSC and the losses are the same in both networks.
 #
 # How much does a Jacobian stretch a random direction?
 # ----------------------------------------------------

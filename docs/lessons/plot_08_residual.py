@@ -126,8 +126,8 @@ ax.legend()
 plt.show()
 
 # %%
-# *Norm of the joint contribution of k trained layers, divided by the sum of these norms over all
-# k. The gray line is a millionth, the tolerance that defines effective depth.*
+# *Share of C^k: its norm divided by the sum of these norms over all k. The effective depth is the
+# largest k for which the share is at least a millionth (gray line).*
 #
 # Both networks have 21 layers, but a far smaller effective depth. In the :doc:`study of effective
 # depth </docs/studies/effective_depth>`, deep networks that learn have up to 52 layers and an
