@@ -27,7 +27,7 @@ from gradscope.probes import MOST_PROBES
 Draw = Callable[[int, int], Tensor]
 
 # "auto" has the same meaning for every quantity: exact if at most AUTO_EXACT cotangents are needed in all.  Otherwise
-# random probes that cost at most AUTO_COST backward passes per target.
+# random probes that cost about AUTO_COST backward passes per target, or fewer.
 AUTO_EXACT, AUTO_COST = 128, 40
 
 # Most bytes of random words that are computed together for several targets.

@@ -77,7 +77,7 @@ def gsc(
             ``"exact"``: a basis of d_l cotangents, or of B d_l if samples are coupled (batch normalization).
             A number n: n random cotangents, called probes.  `Deflated`: some directions exactly, the rest with probes.
             ``"auto"``: exact if a basis has at most 128 cotangents, or if a short pilot shows that deflated probes with
-            an error of 5 % would cost more than a basis.  Otherwise deflated probes, with at most 40 backward passes.
+            an error of 5 % would cost more than a basis.  Otherwise deflated probes, in 40 to 70 passes at most.
             In a stream: exact if a basis has at most 12 cotangents, otherwise ``Deflated(4, 4)`` for each batch.
         rtol: Requested relative standard error of every value; ``relative_error`` of the result is the error reached.
             One batch: the error due to probes.  ``probes`` must be "auto", and ``rtol`` decides how many probes are
