@@ -64,8 +64,7 @@ def assert_growth(
 
     Raises:
         AssertionError: The whole 95 % interval of the factor is outside [low, high].  The message has the profile.
-            It names the first layer across which GSC changes by a factor outside [low, high], and the layer with the
-            most extreme factor.
+            It also names the first layer whose factor violates the same bound, and the layer whose factor does so most.
         ValueError: There are fewer than six layers (use `assert_total`), or ``low > high``.  Or the model has several
             inputs and ``layers`` is None: the default profile then begins where the paths from the inputs meet, not at
             an input.
@@ -231,8 +230,8 @@ def assert_qm_norm(
 
     Arguments:
         operator: A matrix, or a `gradscope.LinearOperator`.
-        expected, rtol: The expected norm and its relative tolerance.  With random probes, three standard errors of the
-            measured norm are added to the tolerance.
+        expected, rtol: The norm may differ from ``expected`` by up to ``rtol * expected``.  With random probes, three
+            standard errors of the measured norm are added to this limit.
         probes, generator: As for `gradscope.qm_norm`, for operators only.
 
     Raises:

@@ -144,7 +144,7 @@ def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance:
 
 @dataclass(frozen=True)
 class PhaseDiagram:
-    """Growth factors of gradients and variances of pre-activations on a grid of weight and bias variances.
+    """Growth factors of squared gradients, and variances of pre-activations, on a grid of weight and bias variances.
 
     Made by `phase_diagram`.
 

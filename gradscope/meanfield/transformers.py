@@ -191,7 +191,7 @@ class Transformer:
         ln GSC in the worst case: all positions vary together.  S sums these terms (`ledger` defines ``skip_share``):
 
         - s + g for each branch f after the layer: s = |f(x)|^2 / |x + f(x)|^2, and g = 1 - ``skip_share``.
-        - 1 in the row of a branch; width / (2 outputs) except at ``head``; 1 / width except at ``norm`` and ``head``.
+        - 1 for a branch; width / (2 outputs) for all layers but ``head``; 1 / width for all but ``norm`` and ``head``.
 
         >>> found = Transformer(depth=12, width=512, length=64).gsc()
         >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1]].round(2)

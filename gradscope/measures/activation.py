@@ -183,7 +183,7 @@ class LinearFitError(Blockwise, quantity="linear_fit_error", of=RESPONSES):
     h_bn is the pre-activation of neuron n for sample b, and a line (a, c) is fitted for each neuron.
 
     The value is 0 if phi is linear or constant over the data, and at most 1.  For h ~ N(0, 1) it is 0.2665 for ReLU and
-    0.0697 for tanh.  It measures near-linearity, which a small `PreactivationStd` or `SignDiversity` only suggests.
+    0.0697 for tanh.  A small value shows near-linearity; small `PreactivationStd` and `SignDiversity` only suggest it.
     Because the line is fitted to the B samples themselves, the value is too small, by a factor of about 1 - 1/B.
 
     >>> h = torch.tensor([[-1.0], [0.0], [1.0]])

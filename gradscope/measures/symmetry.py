@@ -150,8 +150,8 @@ def contrast(model: nn.Module, images: Tensor) -> Estimate:
     """Relative distance between the outputs f of two different images x and x': sqrt(E |f(x) - f(x')|^2 / E |f(x)|^2).
 
     The numerator is estimated without bias, as twice the trace of the covariance of f(x).  If `invariance_error` equals
-    the contrast, moving an image changes the output as much as taking another image.  The contrast is sqrt(2) if
-    outputs have zero mean, and 0 if all outputs are the same.
+    the contrast, moving an image changes the output as much as taking another image.  The contrast of many images is
+    sqrt(2) if their mean output is zero.  It is 0 if all outputs are the same.
 
     Cost: one forward pass.
 

@@ -38,8 +38,8 @@ def coordinates(
     whose exponent differs from the expected one.  Labels hold the exponents, with the verdict if it is not "agrees".
 
     Arguments:
-        data: What `gradscope.coordinate_check` returns, or its frame.  With a frame, exponents and verdicts are left
-            out.
+        data: What `gradscope.coordinate_check` returns, or its frame.  The figure of a frame has no exponents or
+            verdicts.
         quantity: One of these names.  activation_rms: root mean square (RMS) of the layer's output.
             activation_change_rms: RMS of the change of this output since initialization.  activation_gradient_rms: RMS
             of the gradient of the loss with respect to this output.  update_effect_rms: as activation_change_rms, but

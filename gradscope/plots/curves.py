@@ -46,9 +46,9 @@ def profile(
 ) -> Axes:  # fmt: skip
     """Axes with log10 GSC of every layer with respect to the last target, against the number of layers to this target.
 
-    A matrix has several targets; usually, the last one is the output.  Lines are means over seeds; bands are one
-    standard deviation between seeds.  With one seed, bands are the 95 % intervals of the values.  If there are at most
-    eight curves, each label holds the growth rate and its verdict; see `gradscope.Growth`.
+    A `gradscope.Matrix` has several targets; usually, the last one is the output.  Lines are means over seeds; bands
+    are one standard deviation between seeds.  With one seed, bands are the 95 % intervals of the values.  If there are
+    at most eight curves, each label holds the growth rate and its verdict; see `gradscope.Growth`.
 
     Arguments:
         data: A `gradscope.Profile`, a `gradscope.Matrix`, or a tidy frame with rows of quantity "gsc" (or

@@ -19,10 +19,10 @@ CURVES = {"local_distance": "given equal inputs", "distance": "whole difference"
 def difference(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with the relative distance between the outputs of every layer in two models, on a logarithmic scale.
 
-    One curve is the distance if both models get the same data.  The other is the distance if the layer itself gets
-    equal inputs in both models.  The gray line shows the distance that rounding errors explain, in one step per layer.
-    Filled points mark layers whose distance is larger than rounding explains.  Let d be 1 % of the lowest gray step.
-    Distances below d, such as 0, are drawn at d.
+    The curve "whole difference" is the distance if both models get the same data.  The curve "given equal inputs" is
+    the distance if the layer itself gets equal inputs in both models.  For the latter curve, gray steps show the
+    distance that rounding errors explain.  Filled points mark distances larger than rounding explains in their own
+    curve.  Let d be 1 % of the lowest gray step.  Distances below d, such as 0, are drawn at d.
 
     Arguments:
         data: A `gradscope.Difference` of two models, or its frame.

@@ -34,9 +34,8 @@ def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes 
         ax: Where to draw; a new figure by default.
 
     In a heat map, values of exactly zero are gray, and values below a millionth of the largest one have the darkest
-    color.  In curves over the lag, the circles to the left of the curves have no lag.  Each shows the mean GSC
-    from one of the first source positions to all target positions.  ``lag_profile()`` leaves these source positions
-    out of the means by lag.
+    color.  Circles to the left of curves over the lag stand for the first source positions, which ``lag_profile()``
+    leaves out of the means by lag.  Each circle shows the mean GSC from its source position to all target positions.
 
     Raises:
         ValueError: The frame has no GSC by position or lag, or no layer of that name, or several layers are chosen for

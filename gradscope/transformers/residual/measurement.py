@@ -170,7 +170,7 @@ def residual(
     linear or normalizing layers, pooling or slicing ("projection").  Sums are found in the autograd graph.
 
     Every addition has the following quantities.  q(z) is the mean of z^2 over entries and samples.  In this list,
-    x is the skip, after any scaling or projection.  In the last item, "x itself" is the tensor before them.
+    x is the skip after any scaling or projection.  "x itself" is the tensor before scaling and projection.
 
     - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).
     - ``write_ratio``: sqrt(q(f) / q(x)).  ``write_cosine``: mean(x f) / sqrt(q(x) q(f)).
