@@ -74,8 +74,8 @@ def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
 
     Arguments:
         columns: Values by column (`COLUMNS`, `OPTIONAL`, `FLAGS`), one per row or one for all rows.  Needed: ``layer``,
-            ``index``, ``depth_from_output``, ``quantity``, ``num_samples``, and ``value`` or ``log10_value``, from
-            which a missing ``value`` is computed.  By default, ``num_probes`` is 0 and other columns are null.
+            ``index``, ``depth_from_output``, ``quantity``, ``num_samples``, and ``value`` or ``log10_value``.
+            By default, ``value`` is 10^log10_value, ``num_probes`` is 0, and the other `COLUMNS` are null.
 
     >>> import gradscope as gs
     >>> columns = {"layer": ["a", "b"], "index": [1, 2], "depth_from_output": [1, 0], "num_samples": 8}

@@ -73,8 +73,8 @@ def compare(
             frame such as `gradscope.meanfield.Transformer.gsc` returns.  Layers with a measured GSC outside of the band
             deviate.
 
-    Cost: about 4 m forward passes and m backward passes.  Here m is the size of the largest group of siblings, but at
-    most 13.  For perceptrons, and with ``prediction``, the cost of `gradscope.gsc` is added.
+    Cost: about 4 m forward passes and m backward passes, with m = min(13, size of the largest group of siblings).
+    For a perceptron, or if ``prediction`` is given, one call of `gradscope.gsc` is added.
 
     Raises:
         UnreadableError: Theory does not cover the network, but is needed, because ``expected`` has an

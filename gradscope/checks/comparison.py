@@ -84,8 +84,8 @@ class Comparison:
     def limit(self, growth: bool = False) -> float:
         """Return the threshold of |z_length| and |z_weight|, or with ``growth=True`` the threshold of |z_growth|.
 
-        A layer above the threshold deviates.  The threshold is corrected (Bonferroni) for the number of z-scores, of
-        which there are up to three per layer.
+        A layer deviates if one of its |z| exceeds the threshold for it.  Thresholds are corrected (Bonferroni) for the
+        number of z-scores of all layers.
         """
         tests = [int(np.isfinite(z).sum()) for z in (self.z_length, self.z_growth, self.z_weight)]
         return limit(max(sum(tests), 1), freedom(tests[1]) if growth else np.inf)

@@ -42,8 +42,8 @@ def check(
     - "adjoint": <v, J u> = <J^T v, u> for the Jacobian J between neighboring layers and random vectors u and v.  J u is
       computed by double differentiation.
     - "finite differences": if the input moves a little in a random direction, layers change as their Jacobians predict.
-    - "independence": if the autograd graph shows that samples are independent, changing one sample does not change the
-      output for the others.
+    - "independence": changing one sample does not change the output for the others.  Skipped if samples count as
+      coupled.
     - "probes": GSC from random probes is within 5 standard errors of exact GSC.
     - "determinism": two captures record the same activations.
     - "left alone": measuring changes no parameter, buffer, gradient, training mode or random state.

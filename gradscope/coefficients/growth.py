@@ -41,7 +41,7 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Growth:
-    """Growth of GSC (squared convention) with depth: GSC is multiplied by ``rate`` per layer, from the target backward.
+    """Growth of GSC (squared convention) with depth: each layer farther from the target multiplies it by ``rate``.
 
     ``rate_low``, ``rate_high``: 95 % interval of the rate, for networks of the same architecture and initialization.
     ``intercept``: c in the fit GSC = c * rate^n of a layer that lies n layers before the target.

@@ -49,8 +49,8 @@ class ModelComparison:
       rate".  ``total`` is log10 GSC of the first layer, as a mean over networks; ``total_low`` and ``total_high`` are
       its 95 % interval, NaN if unknown.  ``networks`` is the number of different networks.
     - ``differences``: one row per pair of models that have a rate and at least two networks each.  ``ratio`` is the
-      rate of ``model`` divided by that of ``other``, with the interval ``low`` to ``high``; ``differ`` says whether it
-      excludes 1.  With probability 95 %, all these intervals contain their true ratios.
+      rate of ``model`` divided by that of ``other``, with the interval ``low`` to ``high``; ``differ``: whether this
+      interval excludes 1.  With probability 95 %, all these intervals contain their true ratios.
     - ``remarks``: sentences on models without a rate, on seeds that gave equal networks, and on undecided verdicts.
       For each undecided verdict, they estimate how many networks would decide it.  The estimate assumes that the
       rate stays the same, and that the width of its interval is proportional to 1 / sqrt(number of networks).

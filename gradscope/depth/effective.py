@@ -115,7 +115,7 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame of the quantities contribution, independent_contribution, cancellation and change.
 
-        Both contributions have one row per lambda (``index``), cancellation has one row, and change has one per unit.
+        Both contributions have one row per lambda (``index``).  Change has one row per unit, and cancellation one row.
         """
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}

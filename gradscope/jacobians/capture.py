@@ -133,7 +133,7 @@ def capture(
     Raises:
         ValueError, TypeError: The data or the model cannot be measured; the message says what to do.
 
-    Cost: one forward pass.  If a module has backward hooks, also eight backward passes of one cotangent.
+    Cost: one forward pass.  If a module has backward hooks, eight backward passes test whether the hooks are linear.
 
     >>> import torch, gradscope as gs
     >>> captured = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(3, 4))

@@ -51,8 +51,8 @@ class Monitor:
     Every record uses the same inputs ``data`` (the probe batch), random probes and dropout masks.  It contains GSC of
     every unit, such as a block, and statistics of the inputs of nonlinearities.  For attention heads, it contains the
     entropy divided by ln n (for n keys), the largest logit and the weight on the first key.  It also contains
-    statistics of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC has the
-    precision of the parameters; statistics of activations follow the ``torch.autocast`` of the caller.
+    statistics of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC is
+    measured without ``torch.autocast``, but statistics of activations with the ``torch.autocast`` of the caller.
 
     Arguments:
         model: The model in training; wrappers of ``torch.compile`` and data parallelism are removed for measuring.
@@ -64,14 +64,14 @@ class Monitor:
         attention: Whether to record attention heads.  Default: True if the name of a module looks like attention.
         max_overhead: Largest extra time for measuring, as a fraction of the training time so far.  Records that would
             exceed it are skipped, and one warning at the end says how many were skipped.  None: no limit.
-        total_steps: Steps of the whole run, if known.  Then a record ignores ``max_overhead`` if the gap between two
-            records would otherwise exceed 1/20 of the run.  If unknown, the first 20 records ignore it.  So do later
-            ones if the gap would otherwise exceed 1/6 of the steps so far.
+        total_steps: Steps of the run, if known.  No record is skipped if that would leave a gap of more than 1/20 of
+            the run.  If the length is unknown, the first 20 records are never skipped.  Later, no record is skipped if
+            that would leave a gap of more than 1/6 of the steps so far.  With "log", no record is ever skipped.
         loss_fn: ``(output, labels) -> losses``, used to locate non-finite numbers in the batch that `step` receives.
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue; records then lack the non-finite numbers.
         check_every: Steps between two checks of losses and gradients.  Default: 1 on a CPU.  On other devices, where a
             check must wait for the device, losses and gradients are checked at records and at least every 50 steps.
-        save_to: Folder.  If a loss or gradient is not finite, ``nonfinite.pt`` there keeps the batch and model state.
+        save_to: Folder for ``nonfinite.pt``: the batch and the model state when a loss or gradient is not finite.
         report: Called with the frame of each record as soon as the record is taken; its errors stop the training.
         sinks: Trackers that receive each record, as for `gradscope.sinks.Sinks`: ``gs.sinks.TensorBoard(folder)``,
             ``gs.sinks.MLflow(folder)``, a run of wandb or trackio.  A sink that fails only causes a warning.

@@ -77,7 +77,7 @@ class Difference:
     - ``saved``: whether saved results were compared.  They do not show where a difference arises.
 
     Quantities, with f_k and g_k the outputs of layer k in a and b: ``distance`` is |g_k - f_k| / |f_k|.
-    ``local_distance`` is the same, but layer k of b and the code right before it receive the values of a.
+    ``local_distance`` is the same, but b computes g_k from the values of the earlier layers of a.
     ``compiled_distance`` is given if model a or b is compiled: the relative distance of its output from that of model a
     in eager mode.  ``log10_length_change`` is log10 (|g_k| / |f_k|).  ``log10_gsc_change`` is log10 (GSC in b / GSC
     in a).  All other quantities are differences of statistics of `gradscope.measure`, b minus a.

@@ -72,7 +72,7 @@ def diff(
         a: The first model, or a saved result: a `gradscope.Profile`, a tidy frame, or the path of a saved frame.  A
             checkpoint must be loaded into a model first.
         b: What is compared with a.  A module; or a function that changes a copy of a, such as
-            ``lambda model: model.bfloat16()`` or ``torch.compile``; or a context in which a runs, such as
+            ``lambda model: model.bfloat16()`` or ``torch.compile``; or a context for a second run of a, such as
             ``torch.autocast("cpu")``; or a second saved result.  The batch is moved to the dtype and device of b.
         data, forward, loss_fn: As for `gradscope.gsc`.  ``data`` is one batch; for saved results, it is left out.
         layers, target, probes: As for `gradscope.gsc`.  Both models have the same probes.  "auto" means exact GSC if a
@@ -81,11 +81,11 @@ def diff(
         level: Probability that the intervals of all layers contain the true values of a quantity.
         generator: Source of the probes.  Default: a fixed seed.
 
-    To find the layers that differ, each module of b receives the inputs that its partner received in a.  Partners have
+    To find the layers that differ, each module of b receives the inputs of its partner in a.  Partners are modules with
     equal names, or equal shapes and neighbors.  A layer differs if the relative distance between its outputs in a and b
-    exceeds four times the sum of the rounding errors of both models.  These errors are measured on copies of a in other
-    dtypes (`gradscope.comparing.differences.rounding`).  GSC, a length or a statistic differs if its change exceeds
-    rounding, and the interval of the change, if known, excludes 0.
+    exceeds four times the sum of both rounding errors.  The rounding errors of a and b are estimated from copies of a
+    in other dtypes (`gradscope.comparing.differences.rounding`).  GSC, a length or a statistic differs if its change
+    exceeds rounding, and the interval of the change, if known, excludes 0.
 
     Returns:
         A `Difference`.  ``print`` shows the first layer that differs, and layers without a partner.

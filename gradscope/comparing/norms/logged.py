@@ -107,7 +107,7 @@ def check_norm(
     ``clip_grad_norm_`` returns, first call ``clip_grad_norm_`` with an infinite bound, which clips nothing (see the
     example).  With a ``GradScaler``, give ``scaler=`` and call `check_norm` before ``scaler.update()``.  It does not
     matter whether ``scaler.unscale_`` comes before or after `check_norm`.  Under ``torch.distributed``, all processes
-    must call `check_norm`.  Parameters must be DTensors (FSDP2, tensor parallelism) or replicas (DDP).
+    must call `check_norm`.  Parameters must then be DTensors (FSDP2, tensor parallelism) or replicas (DDP).
 
     These kinds of norms are recognized:
 

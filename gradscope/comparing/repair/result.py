@@ -102,8 +102,8 @@ class Repair:
         """Restore the parameters to what they were before ``apply()``, bit for bit.
 
         Raises:
-            ValueError: The repair is not applied, a parameter has changed since, for example by training, or the model
-                is inside `gradscope.unsharded`.
+            ValueError: The repair is not applied, a parameter has changed since ``apply()``, for example by training,
+                or the model is inside `gradscope.unsharded`.
         """
         if not self.applied:
             raise ValueError("The repair is not applied, so there is nothing to undo.")

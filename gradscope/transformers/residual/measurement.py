@@ -91,7 +91,7 @@ class Residual:
         """Return a tidy frame, one row per addition and quantity, with columns ``block``, ``skip``, ``stderr_probe``.
 
         ``layer`` is the module that computes f(x) in an addition x + f(x), and ``index`` numbers the additions from 1.
-        The attribute ``channels`` is here the quantity ``outlier_channel``.  Quantities that may be negative (cosine,
+        The quantity ``outlier_channel`` holds the attribute ``channels``.  Quantities that may be negative (cosine,
         shares) have no logarithm.  A quantity that is 0 / 0, such as the cosine if f(x) = 0, has no row.
         """
         channels = tuple(Estimate.exact(channel) for channel in self.channels)
