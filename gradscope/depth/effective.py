@@ -174,8 +174,8 @@ def effective_depth(
     The sizes |R_l| / |I_l| need 16 backward passes in all.  Memory: two autograd graphs, and a cotangent per lambda.
 
     Raises:
-        ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the
-            input, or ``probes`` is invalid.
+        ValueError: ``initial`` shares memory with ``model``, or its parameters have other names or shapes.  Or the
+            network has a single unit, the output does not depend on the input, or ``probes`` is invalid.
         FloatingPointError: A gradient is NaN or Inf; the message names the unit.
 
     >>> import copy, torch, gradscope as gs

@@ -93,13 +93,13 @@ NAMED: dict[str, Activation] = {
 def as_activation(given: ActivationLike, kinks: tuple[Finite, ...] = ()) -> Activation:
     """Return the `Activation` for a name or for a callable on arrays; an `Activation` is returned unchanged.
 
-    A callable must return float64.  It is differentiated by finite differences, with an error of about 1e-10.  Its
-    kinks (points where it or a derivative jumps) are searched on a grid from -512 to 512.  The steps of the grid are
-    5e-4 up to |h| = 16, and 0.02 beyond.  ``kinks`` are points to add to those found.
+    A callable must return float64 or integers.  It is differentiated by finite differences, with an error of about
+    1e-10.  Its kinks (points where the callable or one of its derivatives jumps) are searched on a grid from -512 to
+    512.  The grid has steps of 5e-4 between -16 and 16, and of 0.02 beyond.  ``kinks`` are added to the kinks found.
 
     Raises:
         ValueError: The name is unknown, or ``kinks`` are given without a callable.  Or the callable does not take
-            arrays, is not elementwise, does not return float64, or is not finite at a test point in [-8, 7].  The
+            arrays, is not elementwise, returns another dtype, or is not finite at a test point in [-8, 7].  The
             derivative of the returned `Activation` raises ValueError near a kink that was not found, because finite
             differences fail there.
 

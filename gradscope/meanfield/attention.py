@@ -96,8 +96,8 @@ def random_attention(overlap: Probability, beta: Scores, keys: float = math.inf)
 
     The cosine of two vectors is called overlap.  Any two tokens have the overlap p = ``overlap``.  Scores have variance
     beta^2 ln(keys), so scores of variance 1 have beta = 1 / sqrt(ln(keys)).  Let A be the attention weights of one
-    query, and A' those of another query.  The overlap of these two queries is p.  Let Y = E[sum A^2] and
-    Y' = E[sum A A'], with sums over the keys.  The outputs of attention then have:
+    query, and A' those of another query.  Let Y = E[sum A^2] and Y' = E[sum A A'], with sums over the keys.
+    The outputs of attention then have:
 
         mean square   p + (1 - p) Y, if the values have mean square 1
         overlap       (p + (1 - p) Y') / (p + (1 - p) Y)

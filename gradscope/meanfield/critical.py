@@ -133,8 +133,8 @@ def critical_line(activation: ActivationLike, lengths: Row | None = None) -> lis
 def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance: Nonnegative = 0.0) -> float:
     """Return the gain g of the weights at which squared gradients grow by the factor ``rate`` per layer.
 
-    Weights then have variance g^2 / fan_in.  So g^2 is sigma_w^2, the ``weight_variance`` of `critical_point`, which
-    also says for which arguments there is no such gain (ValueError).
+    Weights with this gain have variance g^2 / fan_in.  So g^2 is sigma_w^2, the ``weight_variance`` of
+    `critical_point`.  ValueError is raised for the same arguments as there: no such gain exists for them.
 
     >>> round(weight_gain("relu"), 4), round(weight_gain("tanh", rate=1.05, bias_variance=0.05), 4)
     (1.4142, 1.4186)
@@ -149,8 +149,8 @@ class PhaseDiagram:
     Made by `phase_diagram`.
 
     ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the variance of
-    pre-activations.  Entry ``[i, j]`` of both belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  Both
-    are NaN there if the variance of pre-activations grows without bound.
+    pre-activations.  Entry ``[i, j]`` of each array belongs to ``weight_variances[i]`` and ``bias_variances[j]``.
+    An entry is NaN if the variance of pre-activations grows without bound.
 
     >>> phase_diagram("tanh", [1.0, 2.0], [0.1]).length.round(3).tolist()
     [[0.295], [0.815]]
@@ -167,8 +167,8 @@ class PhaseDiagram:
 def phase_diagram(activation: ActivationLike, weight_variances: Row, bias_variances: Row) -> PhaseDiagram:
     """Return the growth factor chi_1 of squared gradients per layer, for all pairs of a weight and a bias variance.
 
-    Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).  chi_1 is computed at the fixed point q* of
-    the variance of pre-activations, which is returned as ``length``.
+    Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).  chi_1 is computed at q*, the fixed point
+    of the variance of pre-activations.  The result also holds q*, as ``length``.
 
     Cost: about 25 evaluations of `MeanField.length` on the whole grid.
 

@@ -42,8 +42,9 @@ def gsc_rate(
         bias_variance: sigma_b^2.
 
     Raises:
-        ValueError: A name is unknown, an argument is out of its range or does not apply to this norm, q has no
-            fixed point or vanishes, or an expectation E[f] cannot be computed to within 1e-8 E[|f|].
+        ValueError: A name is unknown, or an argument is out of its range or does not apply to ``norm``.  Or the
+            variance of pre-activations has no fixed point or becomes 0, or an expectation E[f] cannot be computed to
+            within 1e-8 E[|f|].
 
     If the activation jumps, the jump is ignored in phi', as in automatic differentiation.
 
@@ -81,10 +82,10 @@ def gsc_rate(
 def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
     """Growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for branch rate r and k = |skip| / |branch|.
 
-    r is the factor by which GSC grows through the branch alone.  k is called dilution; it is the ratio of the lengths
-    of the two summands, not the weight of the skip connection.  The formula holds if skip and branch have orthogonal
-    values and orthogonal Jacobians, for example if the branch ends in a random linear map.  The factor is
-    1 + (r - 1) / (k^2 + 1), so a long skip brings it near 1.
+    r is the factor by which GSC grows through the branch alone.  k, called dilution, is the length of the skip's
+    output divided by that of the branch's output.  It is not the weight of the skip connection.  The formula holds if
+    skip and branch have orthogonal values and orthogonal Jacobians, for example if the branch ends in a random linear
+    map.  Growth per block equals 1 + (r - 1) / (k^2 + 1), so a large k brings it near 1.
 
     Raises:
         ValueError: The rate or the dilution is negative.
@@ -133,9 +134,9 @@ def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cos
 
         NLC^2 = prod_l chi_1(q_l) (q_0 - cov_0) / (p_L - cov_L), with chi_1 of `MeanField.chi`
 
-    Inputs have the mean square q_0 = ``q``, and cov_0 = ``correlation`` q_0 is the covariance of two inputs.  q_l is
-    the variance of the l-th pre-activation.  p_L is the mean square of the last activation, and cov_L its covariance
-    between two samples.
+    q_0 = ``q`` is the mean square of the inputs, and cov_0 = ``correlation`` q_0 the mean product of two inputs.  q_l
+    is the variance of the l-th pre-activation.  p_L is the mean square of the last activation, and cov_L the mean
+    product of its values for two inputs.
 
     Raises:
         ValueError: All samples have the same output up to rounding, so NLC is infinite.
@@ -160,10 +161,10 @@ def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cos
 def log_gradient_variance(activation: ActivationLike, width: float, q: Positive = 1.0) -> float:
     """Variance, over random weights, that one layer of finite width adds to the logarithm of a squared gradient.
 
-    The squared gradient is |J^T v|^2, with the Jacobian J of a network with Gaussian weights and a fixed vector v.  To
-    first order in 1 / n, for width n, one layer adds the variance (3 E[phi'^4] / E[phi'^2]^2 - 1) / n to ln |J^T v|^2.
-    This is 2 / n for a linear layer, and 5 / n for ReLU.  Let s be the sum of these variances over all layers.  Then
-    ln |J^T v|^2 is about normal, with variance s and mean ln E |J^T v|^2 - s / 2.  The norm |J|_qm^2 in GSC is an
+    Let J be the Jacobian of a network with Gaussian weights, and v a fixed vector.  The squared gradient is |J^T v|^2.
+    To first order in 1 / n, for width n, one layer adds the variance (3 E[phi'^4] / E[phi'^2]^2 - 1) / n to
+    ln |J^T v|^2: 2 / n for a linear layer, and 5 / n for ReLU.  Let s be the sum of these variances over all layers.
+    Then ln |J^T v|^2 is about normal, with variance s and mean ln E |J^T v|^2 - s / 2.  The norm |J|_qm^2 in GSC is an
     average over vectors v, so its logarithm varies less.
 
     Raises:

@@ -186,9 +186,9 @@ class Transformer:
         """Return a tidy frame of predicted GSC with respect to the logits, with the layers of `gradscope.models.GPT`.
 
         Layers: ``embedding``, ``blocks.0``, ..., ``norm`` (pre-norm only), ``head``, and branches such as
-        ``blocks.0.mlp``.  GSC of at least 95 % of networks of this width lies between ``log10_low`` and ``log10_high``,
-        the ends of ln GSC -+ 4 sqrt(S / width), converted to log10.  The half-width is two standard deviations of
-        ln GSC in the worst case: all positions vary together.  S sums these terms (`ledger` defines ``skip_share``):
+        ``blocks.0.mlp``.  At least 95 % of random networks of this width have log10 GSC between ``log10_low`` and
+        ``log10_high``.  For ln GSC, this interval reaches 4 sqrt(S / width) to each side: two standard deviations if
+        all positions vary together, the worst case.  S is the sum of these terms (`ledger` defines ``skip_share``):
 
         - s + g for each branch f after the layer: s = |f(x)|^2 / |x + f(x)|^2, and g = 1 - ``skip_share``.
         - 1 for a branch; width / (2 outputs) for all layers but ``head``; 1 / width for all but ``norm`` and ``head``.

@@ -109,8 +109,8 @@ def measure(
     device synchronization, and a second one if an effective rank needs another forward pass (see `EffectiveRank`).
 
     Raises:
-        ValueError: No nonlinearity was called, no parameter is trainable, or the data are invalid.  Or ``loss_fn`` is
-            given without a measure of gradients, or a measure of gradients without ``loss_fn``.
+        ValueError: The data are invalid, or only one of ``loss_fn`` and statistics of gradients is given.  Or the model
+            calls no nonlinearity or has no trainable parameter, although a statistic needs one.
         FloatingPointError: A gradient is NaN or Inf; the message names the layer.
 
     >>> import torch

@@ -34,7 +34,7 @@ def coordinates(
     """Axes with a quantity of each layer, such as the size of its activations or updates, against width or depth.
 
     Both scales are logarithmic, so a quantity that grows as width^p or depth^p gives a line of slope p, the layer's
-    exponent.  Lines are means over seeds, and bands are one standard deviation between seeds.  Thick lines are layers
+    exponent.  Lines are means over seeds, and bands reach one standard deviation to each side.  Thick lines are layers
     whose exponent differs from the expected one.  Labels hold the exponents, with the verdict if it is not "agrees".
 
     Arguments:

@@ -38,8 +38,8 @@ def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes 
     leaves out of the means by lag.  Each circle shows the mean GSC from its source position to all target positions.
 
     Raises:
-        ValueError: The frame has no GSC by position or lag, or no layer of that name, or several layers are chosen for
-            a heat map.
+        ValueError: The frame has no GSC by position or lag; or ``layers`` is empty, holds an unknown name, or holds
+            several names for a heat map.
 
     >>> import torch, gradscope as gs
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm((3, 4)), torch.nn.Linear(4, 2))

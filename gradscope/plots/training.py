@@ -100,9 +100,9 @@ def evolution(
 def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with log10 GSC of every layer with respect to the last target, at the first and at the last record.
 
-    Lines are means over the seeds; a seed is left out at layers where its GSC is zero.  Bands are one standard
-    deviation between seeds, or with one seed the 95 % interval.  The legend counts the layers where GSC is zero in at
-    least one seed.
+    Lines are means over the seeds; a seed is left out at layers where its GSC is zero.  Bands reach one standard
+    deviation between seeds to each side, or show the 95 % interval of a single seed.  The legend counts the layers
+    where GSC is zero in at least one seed.
 
     Takes ``data`` and ``ax`` as `evolution` does, and raises the same exceptions.
 

@@ -60,10 +60,10 @@ def repair(
     A unit is a part of the network, such as a layer or a residual block.  Its local GSC is that of its input f_k with
     respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2, with the norm |J|_qm of `gradscope.qm_norm`.
 
-    The factor of a unit multiplies the weights of the last linear map or normalization in the unit.  If the unit has
-    residual additions x + f(x), it multiplies the weights of the last linear map or normalization in every branch f;
-    skips are not scaled.  The bias of a linear map is not scaled; that of a normalization is.  A unit without such
-    weights is treated as a part of the unit before it.
+    The factor of a unit multiplies the weights of the last linear map or normalization in the unit.  In a unit with
+    residual additions x + f(x), the last linear map or normalization of every branch f is scaled instead; skips are
+    not scaled.  The bias of a linear map is not scaled; that of a normalization is.  A unit without such weights is
+    treated as a part of the unit before it.
 
     One factor cannot set both local GSC and length, so local GSC comes first.  If a factor between 1/1024 and 1024
     brings local GSC to its goal, this factor is chosen.  Otherwise, let d be the smallest relative distance of
