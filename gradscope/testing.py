@@ -66,8 +66,8 @@ def assert_growth(
         AssertionError: The whole 95 % interval of the factor is outside [low, high].  The message has the profile.
             It also names the first layer whose factor violates the same bound, and the layer whose factor does so most.
         ValueError: There are fewer than six layers (use `assert_total`), or ``low > high``.  Or the model has several
-            inputs and ``layers`` is None: the default profile then begins where the paths from the inputs meet, not at
-            an input.
+            inputs and ``layers`` is None: the default profile then leaves out all layers before the point where the
+            paths from the inputs meet.
 
     >>> import torch
     >>> import gradscope as gs
@@ -132,7 +132,7 @@ def assert_total(
         AssertionError: The whole 95 % interval of GSC is outside [low, high].  The message has the profile, and the
             layer at which GSC changes most.
         ValueError: ``low > high``.  Or the model has several inputs and ``layers`` is None: the default profile then
-            begins where the paths from the inputs meet, not at an input.
+            leaves out all layers before the point where the paths from the inputs meet.
 
     >>> import torch
     >>> import gradscope as gs
@@ -186,9 +186,9 @@ def assert_no_collapse(
         most: The limit.  A mean cosine of 1 means that all samples have the same direction.
 
     Raises:
-        AssertionError: The cosine is ``most`` or larger at a unit.  The message names the first such unit, and has all
-            cosines.  Nothing is raised if the cosine is already that large at the first unit, usually the input: then
-            the network is not the cause.
+        AssertionError: The cosine is ``most`` or larger at a unit, but not at the first unit.  The message names the
+            first unit with such a cosine, and has all cosines.  A cosine that is already this large at the first unit,
+            usually the input, is no fault of the network.
         ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit has the batch as the first dimension of
             its output.
 

@@ -66,18 +66,18 @@ def nlc(
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; the batches of a stream are kept in memory.
-        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact if a whole basis has at most
+        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact if that takes at most
             128 cotangents, otherwise 40 random ones.
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
         An `Estimate`.  Its standard error covers the choice of random probes and the choice of samples, on which J,
-        Cov_x and Cov_f depend.  ``num_probes`` is 0 if a whole basis of cotangents was used.  If samples are coupled
+        Cov_x and Cov_f depend.  ``num_probes`` is 0 if no random probes were used.  If samples influence each other
         (batch normalization), J is the Jacobian of the whole batch, and Cov_x treats the inputs of different samples
-        as independent.  The standard error is None for coupled samples, for fewer than 30 samples, and for an NLC of 0.
+        as independent.  The standard error is None for such samples, for fewer than 30 samples, and for an NLC of 0.
 
-    Cost: two forward passes (three for a stream).  Each cotangent needs one backward pass and N^2 d operations, for N
-    samples with inputs of size d.  Memory: the data, and an N x N matrix for every cotangent of one backward pass.
+    Cost: two forward passes (three for a stream).  Per cotangent: one backward pass and N^2 d operations, for N samples
+    with inputs of size d.  Memory: the data, and N^2 numbers for each of the cotangents that are pulled back together.
 
     Raises:
         ValueError: Fewer than two samples, more than 2,000 batches, an invalid ``probes``, or a target that is the

@@ -69,9 +69,9 @@ def parameter_gsc(
         parameters count once, for the first module that holds them.
 
     Cost: one forward pass, and one backward pass with parameter gradients per cotangent.
-    Memory: cotangents are pulled back in batches.  For each cotangent of a batch, the gradients between two neighboring
-    trunk tensors (which every path to the target passes through) are in memory.  A batch takes at most 1/20 of the
-    free memory, unless one cotangent needs more.
+    Memory: cotangents are pulled back in batches.  A trunk tensor is one that every path to the target passes through.
+    For each cotangent of a batch, the gradients between two neighboring trunk tensors are in memory.  A batch takes at
+    most 1/20 of the free memory, unless one cotangent needs more.
 
     Raises:
         ValueError: No trainable parameters, an invalid ``probes``, or a target of length zero (`ZeroOutputError`).

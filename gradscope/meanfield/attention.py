@@ -80,7 +80,7 @@ class RandomAttention(NamedTuple):
 
 @checked
 def critical_score(overlap: Probability) -> float:
-    """Critical beta of attention scores, sqrt(2 / (1 - overlap)): above it, a few of infinitely many keys dominate.
+    """Value of beta, sqrt(2 / (1 - overlap)), above which attention to infinitely many keys concentrates on a few.
 
     Scores have variance beta^2 ln(keys).  ``overlap`` is the cosine of any two tokens.
 

@@ -108,8 +108,8 @@ def critical_line(activation: ActivationLike, lengths: Row | None = None) -> lis
     """Return critical points: pairs of a weight and a bias variance at which gradients neither grow nor shrink.
 
     ``lengths`` are values of q*, the fixed point of the variance of pre-activations; by default 60 values from 1e-4 to
-    10.  For each of them, the point with this q* and growth factor chi_1 = 1 is returned.  It is left out if its bias
-    variance would be negative.
+    10.  Each of them determines one critical point, where the growth factor chi_1 is 1.  Points with negative
+    bias variance are left out.
 
     Raises:
         ValueError: No length has a critical point.

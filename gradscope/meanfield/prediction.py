@@ -27,8 +27,8 @@ class LayerSpec:
     """Description of a layer f_l = phi(norm(W f_{l-1} + b)) or of a residual block, as input of `predict`.
 
     With ``branch_variance``, the spec describes the block f_l = ``skip_weight`` f_{l-1} + V phi(norm(W f_{l-1} + b)).
-    Weights have variance ``weight_variance`` / fan_in in W, and ``branch_variance`` / fan_in in V.  If the block has no
-    W, so that V acts on phi(norm(f_{l-1})), set ``weight_variance`` to 1.  Prefer `LayerSpec.of` to the constructor:
+    The weights of W have variance ``weight_variance`` / fan_in, those of V ``branch_variance`` / fan_in.  If V acts on
+    phi(norm(f_{l-1})), without W, set ``weight_variance`` to 1.  Prefer `LayerSpec.of` to the constructor:
     `LayerSpec.of` also accepts names of activations.
 
     >>> LayerSpec.of("relu", 2.0, norm="batch").activation.name

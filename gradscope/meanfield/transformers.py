@@ -91,7 +91,7 @@ class Transformer:
         overlap: Correlation of the embeddings of two positions: a number, or a (T, T) matrix with ones on its diagonal.
 
     Raises:
-        ValueError: A name is unknown, a number is out of its range, or ``overlap`` is no matrix of correlations.
+        ValueError: A name is unknown, a number is out of its range, or ``overlap`` is no correlation matrix.
             Predictions also raise it if lengths vanish or overflow, or scores have a standard deviation above 20.
 
     Cost: about 0.1 s per block for 128 positions.  Memory: about 20 matrices (T, T) per block.
@@ -158,10 +158,10 @@ class Transformer:
     def ledger(self) -> pd.DataFrame:
         """Return a tidy frame with the sizes of the stream and of the output of each branch, such as ``blocks.3.mlp``.
 
-        ``stream_rms``, ``stream_overlap``: root mean square of the stream before the addition, and mean correlation of
-        two positions in it.  ``write_rms``, ``write_overlap``: the same for the output of the branch.  ``skip_share``:
-        the fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.  The overlaps are
-        left out if there is only one position; ``write_overlap`` also if the output of the branch is 0.
+        ``stream_rms``, ``stream_overlap``: root mean square of the stream before the branch's output is added, and
+        mean correlation of two positions in it.  ``write_rms``, ``write_overlap``: the same for this output.
+        ``skip_share``: the fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.
+        With one position, there are no overlaps.  If the output is 0, there is no ``write_overlap``.
 
         >>> Transformer(depth=1, width=512, length=64).ledger()[["layer", "quantity", "value"]].iloc[2:5].round(3)
                         layer       quantity  value

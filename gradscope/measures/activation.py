@@ -57,9 +57,9 @@ class PreactivationStd(Blockwise, quantity="preactivation_std", of=PREACTIVATION
 class SignDiversity(Blockwise, quantity="sign_diversity", of=PREACTIVATIONS):
     """Mean over neurons of min(P, N) / (P + N), where P and N count a neuron's positive and negative pre-activations.
 
-    The range is 0 to 0.5.  If the value is low, the pre-activations of most neurons have mainly one sign, for which
-    ReLU is linear.  Zeros have neither sign; a neuron with only zeros has the value 0.  If both signs are equally
-    likely, the expected value is about 1/2 - sqrt(1 / (2 pi B)): 0.460 for batch size B = 100.
+    The range is 0 to 0.5.  If the value is low, the pre-activations of most neurons have mainly one sign.  ReLU is
+    linear on numbers of one sign.  Zeros have neither sign; a neuron with only zeros has the value 0.  If both signs
+    are equally likely, the expected value is about 1/2 - sqrt(1 / (2 pi B)): 0.460 for batch size B = 100.
 
     >>> SignDiversity()(torch.tensor([[1.0, 1.0], [1.0, -1.0]])).value
     0.25

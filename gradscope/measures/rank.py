@@ -23,13 +23,13 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     """Effective rank of the matrix of pre-activations (B, neurons): exp(entropy of its normalized singular values).
 
     It is exp(-sum_i p_i ln p_i) with p_i = s_i / sum_j s_j, for the singular values s_i.  The matrix is not centered.
-    The rank is between 1 (all samples are parallel) and min(B, neurons).  A matrix of zeros has rank 0.  The value
-    grows with the size of the batch, so its standard error is unknown (None).
+    A matrix of zeros has rank 0.  Otherwise, the rank is between 1 (all samples are parallel) and min(B, neurons).  The
+    value grows with the size of the batch.  It has no standard error (None).
 
     Cost: a QR decomposition, if the longer side of the matrix is at most 4 times the shorter one.  Otherwise, the
-    eigenvalues of the matrix of inner products of all rows (or of all columns, if there are fewer).  Small eigenvalues
-    are too inexact if the smallest one is below 1e-8 of the largest.  Then `gradscope.measure` runs the forward pass
-    once more, for a QR decomposition.
+    eigenvalues of the matrix of inner products of all rows (or of all columns, if there are fewer).  If the smallest
+    eigenvalue is below 1e-8 of the largest, rounding makes it too inexact.  `gradscope.measure` then runs the forward
+    pass once more, for a QR decomposition.
 
     Reference: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality".
 

@@ -76,8 +76,8 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
         module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); is left unchanged.
         images: (B, C, H, W), at least two.
         shift: (dx, dy) in pixels.
-        circular: Move images and maps circularly: what leaves at one side enters at the opposite one.  Then all
-            positions count, so zero padding in the module adds to the error.
+        circular: Move images and maps circularly: pixels that leave at one side enter at the opposite one.  The error
+            then covers all positions, so it includes effects of zero padding in the module.
 
     Cost: two forward passes of the batch, and five of one enlarged image.
 

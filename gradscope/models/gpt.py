@@ -127,10 +127,9 @@ class GPT(nn.Module):
         tied: Whether the weight of the head is the token embedding.
         causal: Whether a position attends only to itself and to earlier positions.
         dropout: Probability of dropping an entry of embedding, attention weights and branches.
-        init: gpt2: all weights and embeddings are Gaussian with standard deviation 0.02.  Or lecun, he, xavier or
-            orthogonal for the weights of linear maps.  Embeddings of tokens and positions are then Gaussian with
-            variance 1/2, so that their sum has mean square 1.  If ``tied``, however, embeddings are filled like the
-            weights of linear maps.
+        init: gpt2: all weights and embeddings are Gaussian with standard deviation 0.02.  The rules lecun, he, xavier
+            and orthogonal fill linear maps.  Embeddings of tokens and positions are then Gaussian with variance 1/2, so
+            that their sum has mean square 1.  With ``tied``, however, these rules fill the embeddings too.
         bias: Whether linear maps and layer norms have a bias, which starts at zero.  The head never has one.  Layer
             norms of queries and keys always have one.
         generator: Source of the random weights; torch's global generator by default.
@@ -211,9 +210,9 @@ class GPT(nn.Module):
     def mean_field(self, x: Tensor) -> Transformer:
         """Return the mean-field theory of an untrained network of this kind on the tokens x (B, T).
 
-        A variance in the theory is the mean square of weights of this network, times their fan-in.  Lengths and
-        correlations of the embeddings are those of this network for x.  Biases, and dropout in the blocks, are left
-        out.
+        A variance in the theory is the mean square of weights of this network, times their fan-in.  The mean square
+        and correlations of embeddings are those of the tokens x in this network.  Biases, and dropout in the blocks,
+        are ignored.
 
         >>> model = GPT(depth=2, width=64, heads=4, generator=torch.Generator().manual_seed(0))
         >>> theory = model.mean_field(torch.arange(16)[None])

@@ -79,8 +79,8 @@ class MLP(nn.Module):
         residual: none or identity.
         skip_weight: Factor of the skip connection.
         init: Initializer of W: auto (see `gradscope.initializers.auto`), he, lecun, xavier, orthogonal or looks_linear.
-            V, stem and head, which no activation follows, use orthogonal if ``init`` is orthogonal, otherwise lecun.
-            Exception: with looks_linear, the head uses it too.
+            No activation follows V, stem and head: they use orthogonal if ``init`` is orthogonal, otherwise lecun.
+            The one exception is the head with looks_linear: it uses looks_linear too.
         weight_variance: sigma_w^2, instead of ``init``: W is Gaussian with variance sigma_w^2 / fan_in.
         bias: Whether linear maps have a bias, which starts at zero.
         bias_variance: sigma_b^2; if positive, biases before an activation start as Gaussian numbers of this variance.

@@ -52,8 +52,8 @@ def profile(
 
     Arguments:
         data: A `gradscope.Profile`, a `gradscope.Matrix`, or a tidy frame with rows of quantity "gsc" (or
-            "parameter_gsc").  Or a list of these, for networks that differ in their seeds, or a dict from names to
-            these.
+            "parameter_gsc").  Networks that differ only in their seeds are given as a list of these.  A dict maps
+            names of networks to any of these.
         hue, style: Columns that determine the color and the dashes of a curve.  By default, ``hue`` is the one column
             that distinguishes the networks, such as ``network`` for a dict.
         notes: Texts to add to the labels of curves, in place of growth rate and verdict: a dict from tuples to texts.
@@ -106,8 +106,8 @@ def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axe
     Predictions are thin lines with markers.  Their color is that of the measured curve of the same name.
 
     Arguments:
-        predicted: A `gradscope.meanfield.Prediction`, a dict from names of networks to predictions, or a frame with
-            the columns ``depth_from_output``, ``log10_value`` and those in ``keys``.
+        predicted: A `gradscope.meanfield.Prediction`, a dict from names of networks to predictions, or a frame.  The
+            frame has the columns ``depth_from_output`` and ``log10_value``, and the columns that ``keys`` names.
         keys: Names of one or two columns.  The first determines the color, the second the shape of the markers.
 
     >>> predicted = pd.DataFrame({"depth_from_output": [0, 1], "log10_value": [0.0, 0.2], "activation": "tanh"})
@@ -159,8 +159,8 @@ def statistic(
     """Axes with a statistic of each layer, such as "sign_diversity", against the layer's index from the input.
 
     Takes the arguments of `profile` except ``notes``, and raises the same exceptions.  But ``data`` must have rows of
-    ``quantity``, as a frame of `gradscope.measure` has.  With one seed, bands extend 1.96 standard errors to each side.
-    With ``log10``, the logarithm of the statistic is drawn where it is finite.
+    ``quantity``, as a frame of `gradscope.measure` has.  With one seed, a band shows the value plus and minus 1.96
+    standard errors.  With ``log10``, the logarithm of the statistic is drawn where it is finite.
 
     >>> import torch, gradscope as gs
     >>> frame = gs.measure(gs.models.MLP(depth=3, width=8), torch.randn(16, 8))

@@ -63,7 +63,7 @@ def evolution(
         limits, colorbar, ax: As in `gradscope.plots.matrix`, but default limits are symmetric about 0 for GSC only.
 
     Raises:
-        ValueError: The frame lacks a column or rows of that quantity, all of them are zero or not finite, or networks
+        ValueError: The frame lacks a column or rows of that quantity, no value is finite and nonzero, or networks
             differ in more than their seeds.
 
     >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "step": [0, 0, 9, 9], "quantity": "loss"})

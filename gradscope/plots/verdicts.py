@@ -99,10 +99,10 @@ def rates(data: Any, *, ax: Axes | None = None) -> Axes:
     shrinks.
 
     Arguments:
-        data: A `gradscope.Growth`, or a dict from names of networks to growths.  Or anything that `profile` accepts as
-            ``data``; the growth is then computed from it.  Or a frame with one row per network and the columns
-            ``network``, ``rate``, ``rate_low``, ``rate_high`` and ``verdict``, as in `gradscope.Growth`.  An optional
-            column ``theory`` of this frame holds mean-field rates; missing ones are not drawn.
+        data: A `gradscope.Growth`, or a dict from names of networks to growths.  Or the ``data`` of `profile`, from
+            which the growth is computed.  Or a frame with one row per network and the columns ``network``, ``rate``,
+            ``rate_low``, ``rate_high`` and ``verdict``, as in `gradscope.Growth`.  This frame may have a
+            column ``theory`` of mean-field rates; those that are NaN are not drawn.
         ax: Where to draw; a new figure by default.
 
     >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}

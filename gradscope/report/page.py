@@ -72,16 +72,16 @@ def report(
         model, data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.  The target of GSC
             is the model's output, even if ``loss_fn`` is given.
         path: The file to write.
-        loss_fn: As for `gradscope.measure`: ``data`` is then a pair (inputs, labels), and the table of layers also
-            has statistics of gradients.
+        loss_fn: As for `gradscope.measure`.  With a loss, ``data`` is a pair (inputs, labels), and the table of layers
+            also has statistics of gradients.
         matrix: Whether to measure GSC of all pairs of layers.
-        check, compare: Whether to run `gradscope.check` and `gradscope.compare`.  Instead of True, you can give what an
-            earlier call of the function returned.
+        check, compare: Whether to run `gradscope.check` and `gradscope.compare`.  A result of an earlier run can be
+            given instead; the page then shows it.
         monitor: A `Monitor`, or its frame.  The page then shows GSC during training and the monitor's warnings.
         title: Title of the page; by default it contains the name of the model's class.
 
     Cost: that of `gradscope.gsc`, `gradscope.gsc_matrix`, `gradscope.measure`, `gradscope.check` and
-    `gradscope.compare` together.  The first page of a process takes a few seconds more.
+    `gradscope.compare` together.  The first report of a Python process takes a few seconds more.
 
     Raises:
         ImportError: The packages of ``pip install "gradscope-toolkit[report]"`` are missing.

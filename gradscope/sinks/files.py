@@ -94,7 +94,7 @@ class MLflow:
         config: Parameters of the run; nested names are joined by dots.
         id_file: File that keeps the id of the run.  If the file exists, its run is continued.
 
-    MLflow cannot delete values: the history has two values for each step that is repeated after an interruption.
+    MLflow cannot delete values.  If a step is run again after an interruption, the history has its old and new value.
     To write to the active run of ``mlflow.start_run``, give the module mlflow itself as a sink.
 
     Raises:

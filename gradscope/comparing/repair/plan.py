@@ -55,7 +55,7 @@ def repair(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Repair:
-    """Return a factor for the weights of each unit, chosen to bring local GSC, or else the output's length, to a goal.
+    """Return a factor for each unit's weights, chosen for two goals: first local GSC, second the output's length.
 
     A unit is a part of the network, such as a layer or a residual block.  Its local GSC is that of its input f_k with
     respect to its output f_(k+1): |J|_qm^2 |f_k|^2 / |f_(k+1)|^2, with the norm |J|_qm of `gradscope.qm_norm`.
@@ -84,8 +84,8 @@ def repair(
         forward, generator: As for `gradscope.gsc`.
         layers: Layers between which local GSC is measured.  Every path from input to output must pass through each of
             them.  Default: the units.
-        probes: Per unit: ``"exact"``, a number of random probes, or ``"auto"``: exact if a whole basis has at most 128
-            cotangents, otherwise 40 probes.
+        probes: For each unit: ``"exact"``, a number of random probes, or ``"auto"``: exact if that takes at most 128
+            cotangents, otherwise 40 random probes.
         progress: Called with the fraction of the units that is done.
 
     Returns:
@@ -99,7 +99,7 @@ def repair(
     Cost: 4 to 30 measurements per unit.  Each runs the whole forward pass, and the backward passes through this unit.
 
     Raises:
-        ValueError: No unit has weights to scale, an argument is invalid, or ``fresh`` is too small for an interval.
+        ValueError: No unit has weights to scale, an argument is invalid, or ``fresh`` is too small for 95 % intervals.
 
     References: He et al. (2015), arXiv:1502.01852; Mishkin and Matas (2016), arXiv:1511.06422, whose method (LSUV) sets
     the lengths of outputs, one layer after the other.

@@ -184,7 +184,7 @@ def residual(
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`.  All batches of a stream are measured.
-        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact if a whole basis has at most
+        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact if that takes at most
             128 cotangents, otherwise 40 random ones.
         channel_dim: Dimension of the channels.  Default: 1 for four or more dimensions (images), otherwise the last.
         generator: Source of the probes.  Default: a fixed seed.
@@ -194,9 +194,9 @@ def residual(
         A `Residual`.  Standard errors over samples are unknown (None) for fewer than 30 samples, or if samples
         influence each other.
 
-    Cost: one forward pass, and one backward pass per cotangent.  Some branches are passed backward a second time for
-    each cotangent.  In half precision, these are all branches.  Otherwise, they are those whose x also reaches the
-    target in another way than by the sum (parallel branches, long skips).
+    Cost: one forward pass, and one backward pass per cotangent.  For each cotangent, some branches need a second
+    backward pass.  In half precision, these are all branches.  Otherwise, they are those whose input x also reaches
+    the target around the sum x + f(x), as in parallel branches or long skips.
 
     Raises:
         ValueError: No residual addition lies between input and target, batches of a stream have different additions,
