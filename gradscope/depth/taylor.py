@@ -58,7 +58,8 @@ def taylor_losses(
     pass.
 
     Raises:
-        ValueError: ``initial`` is another model, no unit has parameters, or the losses do not have shape (B,).
+        ValueError: ``initial`` has other parameters than ``model`` or shares its memory, no unit has parameters, or the
+            losses do not have shape (B,).
         NotImplementedError: torch has no forward-mode derivative of an operation in the model.
 
     >>> import copy, torch, gradscope as gs
