@@ -174,7 +174,7 @@ def lsuv(
     model: nn.Module, data: Any, *, tolerance: Positive = 0.1, max_rounds: Size = 10, forward: Forward | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Scale weights until each layer's output has variance 1 (LSUV); return the final standard deviations by layer.
+    """Scale weights until each layer's output has variance 1 (LSUV); return the outputs' final standard deviations.
 
     First, `orthogonal` fills every linear and convolutional layer.  Then layers are scaled in the order of their first
     calls.  Weights are divided by sqrt(v) until |v - 1| <= ``tolerance``.  Here v is the variance of all entries of the

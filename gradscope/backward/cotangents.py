@@ -38,8 +38,8 @@ _WORD_BYTES = 1 << 20
 class Deflated:
     """Option ``probes=`` of `gsc` and `gsc_matrix`: exact in ``rank`` directions, ``num`` random probes for the rest.
 
-    The directions span a subspace of the target into which deep Jacobians mostly map.  The part of |J|_F^2 in this
-    subspace is computed exactly, and the random probes estimate the rest.  ``Deflated(0, n)`` means n plain probes.
+    The directions approximately span the subspace into which deep Jacobians J mostly map.  The part of |J|_F^2 in these
+    directions is exact, and random probes estimate the rest.  ``Deflated(0, n)`` means n random probes only.
 
     Cost: rank + 1 forward passes without gradients, and rank + num backward passes.
 

@@ -49,10 +49,10 @@ def compare(
 
     Layers are compared in two ways.  Thresholds are corrected for the number of layers.
 
-    - With their *siblings*, if there are at least four layers or blocks of the same class and shape.  Siblings are
-      compared in their inner modules, in the scale of their parameters, and in statistics of their outputs.  To compare
-      outputs, the siblings f_j of a layer f_i run on the input x_i of f_i, so a wrong layer does not make later layers
-      look wrong.
+    - With their *siblings*: layers or blocks of the same class and shape, if there are at least four.  Their inner
+      modules, the mean squares of their parameters, and statistics of their outputs are compared.  To compare outputs,
+      the siblings f_j of a layer f_i run on the input x_i of f_i.  So a wrong layer does not make later layers look
+      wrong.
     - With mean-field theory, if the network is a multilayer perceptron.  The z-score ``z_length`` assumes that the mean
       square of the pre-activations of n neurons follows a scaled chi-square distribution with n / c degrees of freedom.
       Here c is the mean squared cosine between the pre-activations of samples, over all pairs, including each sample
@@ -77,9 +77,8 @@ def compare(
     For a perceptron, or if ``prediction`` is given, one call of `gradscope.gsc` is added.
 
     Raises:
-        UnreadableError: Theory does not cover the network, but is needed, because ``expected`` has an
-            "initialization", or fewer than four layers have the same class and shape.  The message names the
-            unsupported part of the network.
+        UnreadableError: Theory does not cover the network, but is needed.  It is needed if ``expected`` has an
+            "initialization", or if no layer has siblings.  The message names the unsupported part of the network.
         ValueError: ``expected`` has an unknown key or an invalid value, or ``prediction`` does not fit the network.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.

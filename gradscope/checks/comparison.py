@@ -93,9 +93,9 @@ class Comparison:
     def to_frame(self) -> pd.DataFrame:
         """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores.
 
-        The column ``deviation`` describes the strongest deviation of the layer, or is "".  If theory does not cover the
-        network, only ``layer`` and ``deviation`` exist.  If `compare` got a ``prediction``, the columns are
-        ``deviation`` and those of the attribute ``band``.
+        The column ``deviation`` describes the strongest deviation of the layer; it is "" if the layer has none.  If
+        `compare` got a ``prediction``, the other columns are those of the attribute ``band``.  Otherwise, if theory
+        does not cover the network, the only other column is ``layer``.
         """
         texts: dict[str, str] = {}
         for deviation in self.deviations:

@@ -43,8 +43,8 @@ class Measured(Protocol):
 class Growth:
     """Growth of GSC (squared convention) with depth: each layer farther from the target multiplies it by ``rate``.
 
-    ``rate_low``, ``rate_high``: 95 % interval of the rate, for networks of the same architecture and initialization.
-    ``intercept``: c in the fit GSC = c * rate^n of a layer that lies n layers before the target.
+    ``rate_low``, ``rate_high``: 95 % interval of the rate of networks with this architecture and initialization.
+    ``intercept``: c in the fit GSC = c * rate^n, where n counts layers backward from the target (n = 0).
 
     ``verdict`` compares the interval of the rate with the ``margin`` of `growth`:
 
@@ -53,11 +53,11 @@ class Growth:
     - "stable": the whole interval lies between 1 - margin and 1 + margin;
     - "undecided": the interval contains 1 - margin or 1 + margin; ``advice`` says how many networks or layers suffice.
 
-    Exception: if each of several networks alone has the same verdict, other than "undecided", this is the verdict.
-    ``curved``: whether log GSC grows at different rates in the two halves of the network, so that one rate does not
-    describe it; ``curved_p`` is the p value of the hypothesis that both rates are equal.
-    ``total``: log10 GSC of the first row, as the mean over the networks; ``total_low`` and ``total_high`` are its 95 %
-    interval due to probes (and samples, for streams), or NaN if unknown.
+    Exception: several networks are also judged one by one.  If all get one verdict other than "undecided", it counts.
+    ``curved``: whether log GSC grows at different rates in the two halves of the network.  If so, one rate does
+    not describe it.  ``curved_p`` is the p value of the hypothesis that both rates are equal.
+    ``total``: log10 GSC of the layer farthest from the target, as a mean over the networks.  ``total_low`` and
+    ``total_high``: its 95 % interval due to probes, for streams also due to samples; NaN if unknown.
     ``num_networks``: number of independent networks.  ``num_rows``: number of depths that the rate was fitted to.
 
     >>> from gradscope.coefficients.growth import fit_growth
@@ -113,8 +113,8 @@ def growth(
         changes explain, it rests on the spread between networks.
 
     Raises:
-        ValueError: Fewer than six layers, a coefficient that is zero or not finite, networks with different layers, or
-            a frame that holds networks of several configurations.
+        ValueError: The layers besides the target have fewer than six different depths; GSC of a layer is zero or not
+            finite; networks have different layers; or a frame holds networks of several configurations.
 
     Cost: O(rows^3), milliseconds for 100 rows.
 

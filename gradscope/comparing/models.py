@@ -52,8 +52,8 @@ class ModelComparison:
       rate of ``model`` divided by that of ``other``, with the interval ``low`` to ``high``; ``differ``: whether this
       interval excludes 1.  With probability 95 %, all these intervals contain their true ratios.
     - ``remarks``: sentences on models without a rate, on seeds that gave equal networks, and on undecided verdicts.
-      For each undecided verdict, they estimate how many networks would decide it.  The estimate assumes that the
-      rate stays the same, and that the width of its interval is proportional to 1 / sqrt(number of networks).
+      For an undecided verdict, they say about how many networks would decide it.  This number assumes that the rate
+      stays the same, and that the width of its interval is proportional to 1 / sqrt(number of networks).
 
     >>> import torch
     >>> import gradscope as gs

@@ -44,7 +44,7 @@ AUTO_LAYER = 8  # random cotangents for the change of each single unit
 @checked
 @dataclass(frozen=True)
 class EffectiveDepth:
-    """Contributions C^lambda to a trained network's Jacobian: C^lambda is due to lambda layers changed by training.
+    """Contributions C^lambda to a trained network's Jacobian: all terms that contain exactly lambda layer changes.
 
     `gradscope.effective_depth` makes this result, and defines C^lambda, I_l and R_l.
 
@@ -52,7 +52,7 @@ class EffectiveDepth:
     - ``log10_stderr``: standard errors of ``log10_values``, over samples if ``num_probes`` is 0, else over probes.
     - ``freedom``: degrees of freedom of these errors, by `gradscope.estimates.satterthwaite`.
     - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F for the Jacobian J of the network.  It is 0 if
-      all C^lambda have the same direction, and large if they cancel, as when training replaced a unit's function.
+      all C^lambda have the same direction, and large if they cancel.
     - ``layers``: names of the units in execution order.
     - ``log10_changes``, ``log10_changes_stderr``: log10(|R_l|_F / |I_l|_F) of each unit l, and its error due to probes.
 
@@ -153,7 +153,7 @@ def effective_depth(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> EffectiveDepth:
-    """Effective depth: the largest number of layer changes whose products matter in a trained network's Jacobian.
+    """Effective depth: products of at most this many layer changes matter in a trained network's Jacobian.
 
     Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
     with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +

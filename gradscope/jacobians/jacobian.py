@@ -73,7 +73,7 @@ class Jacobian(LinearOperator):
     def linearize(self) -> Affine:
         """Return the first-order expansion of the target at the recorded values of the source, dx -> J dx + f.
 
-        f is the recorded value of the target.  The error of the expansion is O(|dx|^2) for a change dx of the source.
+        Here f is the recorded value of the target, and dx a change of the source.  The error is O(|dx|^2).
 
         Cost: one forward pass without gradients.
 

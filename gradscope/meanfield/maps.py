@@ -157,7 +157,7 @@ class MeanField:
 @checked
 @dataclass(frozen=True)
 class DepthScales:
-    """Numbers of layers over which squared gradients and distances from fixed points change by a factor of e.
+    """Numbers of layers after which a squared gradient, or a distance from a fixed point, has changed e-fold.
 
     Made by `MeanField.depth_scales`.
 

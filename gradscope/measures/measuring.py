@@ -41,8 +41,8 @@ class Measure(Protocol):
     - ``"responses"``: the pair of pre-activations and outputs of the nonlinearity.
     - ``"gradients"``: a `gradscope.measures.LayerGradient`.
 
-    A statistic that can be negative also sets ``signed = True``.  On a GPU, each conversion to a Python number costs a
-    synchronization with the device.  Subclasses of `gradscope.measures.samples.Statistic` share one synchronization.
+    A statistic that can be negative also sets ``signed = True``.  On a GPU, each conversion to a Python number waits
+    for the device.  Subclasses of `gradscope.measures.samples.Statistic` are converted together, with a single wait.
 
     >>> import torch
     >>> from gradscope import Estimate, Measure

@@ -80,10 +80,10 @@ class Monitor:
     If no layer is faulty, a non-finite gradient only causes a warning, because a gradient scaler may skip this update.
 
     Each kind of `MonitorWarning` is given at most once per layer, and listed in ``alarms.fired``.  Causes in the whole
-    network: a loss above 5 times its recent median, or an output of zero.  In a layer: GSC above 10^6 or below 10^-6, a
-    norm of weights 10 times that at the start, 90 % dead units, or updates 1.5 times larger or smaller than in similar
-    layers.  In an attention head: a largest logit above 100 that has grown since the last record, and more than doubled
-    since the first record.  Or, for n keys, an entropy / ln n that falls from above 0.2 to below 0.02.
+    network: a loss above 5 times its recent median, or an output of zero.  In a layer: GSC above 10^6 or below 10^-6,
+    weights whose norm has grown tenfold, 90 % dead units, or updates 1.5 times larger or smaller than in similar
+    layers.  In an attention head: a largest logit above 100, above its value in the previous record, and above twice
+    its first value.  Also a fall of the relative entropy (entropy / ln n for n keys) from above 0.2 to below 0.02.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed``, all ranks pass the same ``data`` and make the same calls.

@@ -61,12 +61,12 @@ def first_nonfinite(
 ) -> Fault | None:
     """Return the first layer that produces NaN or Inf in one forward and one backward pass; None if there is no fault.
 
-    NaN or Inf are a fault only if the loss, the gradient of a parameter or the gradient of the input depends on them.
-    Faults are sought in this order: (1) a layer with non-finite parameters; (2) the layer that ran the first operation
-    of the forward pass that makes NaN or Inf from finite numbers; (3) the layer that ran the first operation of the
-    backward pass that makes a non-finite gradient from finite ones.  Intended constants, such as masks of -inf, are a
-    fault only if the loss itself is not finite.  Without ``loss_fn``, the sum of the outputs is the loss.  A fault in
-    ``loss_fn`` has "loss" as its layer.
+    NaN or Inf are a fault if the loss, or a gradient of a parameter or of the input, depends on them.  NaN in a
+    trainable parameter is always a fault.  The faulty layer is sought in this order: (1) a layer with non-finite
+    parameters; (2) the first layer of the forward pass that makes NaN or Inf from finite numbers; (3) the first layer
+    of the backward pass that makes a non-finite gradient from finite ones.  Constants such as masks of -inf are a fault
+    only if the loss is not finite.  Without ``loss_fn``, the sum of the outputs is the loss.  A fault in ``loss_fn``
+    has "loss" as its layer.
 
     Arguments:
         model: Any module; it is left exactly as it was.

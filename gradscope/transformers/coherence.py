@@ -64,13 +64,13 @@ def jacobian_coherence(
     Arguments:
         model, data, forward, layers, target, loss_fn: As for `gradscope.gsc`.  Samples must not influence each other.
             Each batch needs at least three samples, because pairs of samples within a batch are compared.
-        probes: ``"exact"`` (as many cotangents as f_l has entries), a number of random cotangents per batch, or
-            ``"auto"``: exact if f_l has at most 128 entries, otherwise 40 random cotangents.
+        probes: ``"exact"`` (as many cotangents as f_l has entries per sample), a number of random cotangents per
+            batch, or ``"auto"``: exact for at most 128 entries per sample, otherwise 40 random cotangents.
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
         A `Coherence`.  Its intervals are for the coherence of a whole data set.  They assume that the samples were
-        drawn from it independently.
+        drawn independently from this data set.
 
     Cost: one forward pass.  Each cotangent needs one backward pass, and two float64 passes over the gradient at each
     layer.

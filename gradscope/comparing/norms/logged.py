@@ -118,7 +118,7 @@ def check_norm(
     - "times root of world size": |g| multiplied or divided by the square root of the number of processes.
     - "clipped": |g| after clipping to ``max_norm``.
     - "loss scale": |g| multiplied or divided by the scale of ``scaler``.
-    - "another norm": ``fits`` says which of these numbers.  (1) |g|^2.  (2) The largest absolute value, the sum of
+    - "another norm": one of these numbers; ``fits`` says which.  (1) |g|^2.  (2) The largest absolute value, the sum of
       absolute values, or the root mean square of all entries of g.  (3) The largest, the sum, the mean, or the root
       mean square of the gradient norms of all parameters.  (4) The sum, the mean, or the root of the summed squares of
       the gradient norms of all processes.  (5) |g| with tied parameters counted twice.  (6) The gradient norm of
@@ -140,8 +140,8 @@ def check_norm(
         above are tried only if the probability that one of them equals the logged number by chance is below 1 %.
 
     Raises:
-        ValueError: There is no gradient, it holds NaN or Inf, ``logged`` is invalid or None in all processes, or a
-            parameter that is no DTensor differs between processes.
+        ValueError: There is no gradient; the gradient holds NaN or Inf; ``logged`` is invalid; ``logged`` is None in
+            all processes; or a parameter differs between processes and is no DTensor.
 
     >>> import math, torch, gradscope as gs
     >>> model = torch.nn.Linear(2, 1, bias=False)

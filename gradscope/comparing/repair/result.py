@@ -34,10 +34,10 @@ class Repair:
     ``table`` has one row per unit, with these columns:
 
     - ``unit``, ``parameters``, ``factor``: the factor, and the parameters that it multiplies.
-    - ``outcome``: "goal" if the factor brings local GSC to its goal.  "nearest" if no factor does, or if local GSC
-      hardly depends on the factor: local GSC is then only brought near its goal.  "length" if the factor changes the
-      length of the output but not local GSC.  "no effect" if it changes neither.  If the parameters cannot be scaled,
-      ``outcome`` is the reason.
+    - ``outcome``: "goal" if the factor brings local GSC to its goal.  "nearest" if it brings local GSC only near the
+      goal, because no factor reaches the goal or local GSC hardly depends on the factor.  "length" if the factor
+      changes the length of the output but not local GSC.  "no effect" if it changes neither the length nor local GSC.
+      If the parameters cannot be scaled, ``outcome`` is the reason.
     - ``goal``, ``gsc_before``, ``gsc``: the goal of local GSC, local GSC before the repair, and local GSC after it.
     - ``low``, ``high``: interval of ``gsc``.  With probability 95 %, the intervals of all units contain their true
       values.

@@ -129,9 +129,9 @@ def attention(
 ) -> AttentionHeads:
     """Return statistics of every attention head: entropy, logits and weights on special keys, with standard errors.
 
-    Measured are all calls of ``scaled_dot_product_attention``, and all softmax operations whose result is multiplied
-    with values (`gradscope.transformers.attention.interception`).  Let p be the attention weights of a query on its n
-    keys that are not masked.  If nothing else is said, a quantity is a mean over queries and sequences:
+    Every call of ``scaled_dot_product_attention`` is measured, and every softmax whose result is multiplied with values
+    (`gradscope.transformers.attention.interception`).  Let p be the attention weights of a query on its n keys that are
+    not masked.  Unless stated otherwise, a quantity is a mean over queries and sequences:
 
     - ``attention_entropy``: entropy of p in nats.
     - ``relative_attention_entropy``: entropy divided by ln n, over queries with n > 1 keys.

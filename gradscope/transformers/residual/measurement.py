@@ -65,8 +65,8 @@ class Residual:
       probes; 0 if exact, NaN if unknown.
 
     Other attributes: ``num_probes`` is the number of random probes per batch, 0 if exact.  ``coupled`` says whether
-    samples influence each other.  To save time, this is left open (None) for a single batch of fewer than 30 samples
-    if ``probes`` is a number.  ``remarks`` are sentences on what the result depends on and what it leaves out.
+    samples influence each other.  It is None (not tested) for a single batch of fewer than 30 samples if ``probes`` is
+    a number.  ``remarks`` are sentences on what the result depends on and what it leaves out.
 
     >>> import torch, gradscope as gs
     >>> model = gs.models.MLP(depth=2, width=4, residual="identity", generator=torch.Generator().manual_seed(0))
