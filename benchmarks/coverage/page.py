@@ -21,8 +21,8 @@ the cases. This is the average over {cells} cells, which are defined below. In c
 method, the share is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
 
 The coverage of a cell is measured with {measured} networks. Its standard error is therefore about {error:.1%} for
-single networks. For groups of networks it is {error4:.1%} or more, because there are half as many groups, and groups
-share networks. Everything was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
+single networks. For groups of networks it is {error4:.1%} or more, because there are half as many groups as networks,
+and groups share networks. Everything was measured on two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
 
 ## How well do intervals hold?
 
@@ -34,7 +34,7 @@ ideal interval has a half-width of 1.96 standard deviations of ln rate between n
 
 Each row of the table is about all cells of one architecture. "width / ideal" is the median width of the intervals of a
 cell, divided by the width of the ideal interval. "decided" is the share of verdicts other than "undecided". "wrong" is
-the share of verdicts that are decided but differ from the verdict for the true rate.
+the share, among all verdicts, of those that are decided but differ from the verdict for the true rate.
 
 {architectures}
 
@@ -64,8 +64,8 @@ of the ratio. So an interval that covers 93 % at the largest ratio is √({long_
 
 Three other sets of prior weights were tried on the first 48 networks of each kind. With them, the median width of
 intervals fell by up to 6 %, but the coverage of ReLU networks with batch normalization fell by up to 2 percentage
-points. For groups of eight networks, the width of the interval comes from the spread between the networks, and not from
-a model of log GSC.
+points. For groups of eight networks, the width of the interval comes from the spread between the rates of the networks,
+and not from the errors that the models of log GSC give.
 
 If all networks of a group have the same decided verdict, the group must have this verdict, too. Among 1,000 random
 groups of 2 to 12 networks, {common} had such a common verdict. Of these groups, {weaker} had another verdict as a
@@ -90,8 +90,8 @@ describes them.
 
 ## How well do intervals of other quantities hold?
 
-[estimates.csv](estimates.csv) has the coverage of the intervals of other quantities, measured by `python -m
-benchmarks.coverage --part estimates`; [estimates](../../docs/estimates.md) describes it.
+[estimates.csv](estimates.csv) has the coverage of the intervals of quantities other than growth rates, measured by
+`python -m benchmarks.coverage --part estimates`; [estimates](../../docs/estimates.md) describes it.
 [transformers.csv](transformers.csv) has the coverage for GSC by position; [transformers](../../docs/transformers.md)
 describes it.
 
