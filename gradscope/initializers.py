@@ -102,13 +102,13 @@ def looks_linear(
 ) -> Tensor:
     """Fill a weight with mirrored orthogonal blocks, which make a ReLU network a linear map at initialization.
 
-    The halves of a hidden layer are relu(z) and relu(-z); their difference is z.  Weights contain W from `orthogonal`:
+    The halves of a hidden layer's output are relu(z) and relu(-z).  Weights, with W from `orthogonal`:
 
         first layer (``mirror_input=False``)        [[W], [-W]]             W is (out / 2, in)
         middle layer                                [[W, -W], [-W, W]]      W is (out / 2, in / 2)
         last layer (``mirror_output=False``)        [[W, -W]]               W is (out, in / 2)
 
-    The last layer, which no ReLU follows, computes the difference of the halves.
+    Middle and last layers act on the difference of the halves, relu(z) - relu(-z) = z.
 
     Raises:
         ValueError: The weight is not a matrix, or a mirrored side has an odd number of features.

@@ -90,7 +90,7 @@ class LinearOperator:
         return torch.linalg.svdvals(self.dense().double())[:k]
 
     def condition(self) -> float:
-        """Return the condition number, the ratio of the largest and the smallest singular value; may be infinite."""
+        """Return the condition number, the ratio of the largest to the smallest singular value; may be infinite."""
         values = self.singular_values()
         return float(values[0] / values[-1]) if values[-1] > 0 else math.inf
 

@@ -51,7 +51,7 @@ class Growth:
     - "exploding": the whole interval lies above 1 + margin;
     - "vanishing": the whole interval lies below 1 - margin;
     - "stable": the whole interval lies between 1 - margin and 1 + margin;
-    - "undecided": the interval contains 1 - margin or 1 + margin; ``advice`` says how many networks or layers suffice.
+    - "undecided": else; ``advice`` says how many networks or layers would decide, or that the rate is near a limit.
 
     Exception: several networks are also judged one by one.  If all get one verdict other than "undecided", it counts.
     ``curved``: whether log GSC grows at different rates in the two halves of the network.  If so, one rate does
@@ -108,9 +108,9 @@ def growth(
         margin: Rates from 1 - margin to 1 + margin count as stable.
 
     Returns:
-        A `Growth`.  Layers inside branches are left out if others are on the trunk.  The interval of the rate rests on
-        the changes of log GSC from row to row.  For eight or more networks, or if networks differ by more than these
-        changes explain, it rests on the spread between networks.
+        A `Growth`.  Layers inside branches are left out if others are on the trunk.  The changes of log GSC from row
+        to row give the interval of the rate.  The spread between networks gives it instead for eight or more networks,
+        or if the spread is larger than these changes explain.
 
     Raises:
         ValueError: The layers besides the target have fewer than six different depths; GSC of a layer is zero or not

@@ -76,16 +76,16 @@ def gsc(
         probes: The cotangents (vectors in the space of the target) that backward passes pull back:
             ``"exact"``: a basis of d_l cotangents, or of B d_l if samples are coupled (batch normalization).
             A number n: n random cotangents, called probes.  `Deflated`: some directions exactly, the rest with probes.
-            ``"auto"``: exact if a basis has at most 128 cotangents, or if a short pilot shows that deflated probes with
-            an error of 5 % would cost more than a basis.  Otherwise deflated probes, in 40 to 70 passes at most.
+            ``"auto"``: exact if a basis has at most 128 cotangents, or costs less than deflated probes with an error of
+            5 % would, as a short trial shows.  Otherwise deflated probes, in 40 to 70 passes at most.
             In a stream: exact if a basis has at most 12 cotangents, otherwise ``Deflated(4, 4)`` for each batch.
         rtol: Requested relative standard error of every value; ``relative_error`` of the result is the error reached.
             One batch: the error due to probes.  ``probes`` must be "auto", and ``rtol`` decides how many probes are
             used (or a basis, if that costs less).  Stream: the error due to probes and samples; the stream ends when
             the error is at most ``rtol``.  A warning says if ``rtol`` was not reached.
-        max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  If neither these nor
-            ``rtol`` are given, a stream of unknown length, such as a generator, ends after 2000 batches.  One batch
-            with ``rtol`` is measured with more and more probes until ``rtol`` or ``max_seconds`` is reached.
+        max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  Without a limit or
+            ``rtol``, a stream of unknown length, such as a generator, ends after 2000 batches.  For one batch with
+            ``rtol``, probes are added until ``rtol`` or ``max_seconds`` is reached.
         reduction: ``"batch"`` treats the values of the batch as one long vector F, so that GSC is
             |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may be coupled.  ``"mean"`` and ``"geometric"`` are the
             arithmetic and the geometric mean of the GSC of single samples, which must not be coupled.

@@ -76,9 +76,9 @@ class EffectiveDepth:
     num_samples: int
 
     def at(self, tolerance: float = TOLERANCE) -> int:
-        """Effective depth: the largest lambda with |C^lambda|_F >= ``tolerance`` (|C^0|_F + |C^1|_F + ...), or 0.
+        """Effective depth: the largest lambda with |C^lambda|_F >= ``tolerance`` (|C^0|_F + |C^1|_F + ...).
 
-        `gradscope.effective_depth` defines C^lambda.
+        It is 0 if there is no such lambda.  `gradscope.effective_depth` defines C^lambda.
 
         Raises:
             ValueError: ``tolerance`` is not between 0 and 1.
@@ -86,7 +86,7 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """95 % interval of the effective depth, from `contribution_intervals`; from 0 to all units if they are NaN."""
+        """95 % interval of the effective depth, by `contribution_intervals`; if NaN, (0, number of changed units)."""
         low, high = self.contribution_intervals()
         low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
         return _largest(low, tolerance), _largest(high, tolerance)
@@ -155,9 +155,9 @@ def effective_depth(
 ) -> EffectiveDepth:
     """Effective depth: products of at most this many layer changes matter in a trained network's Jacobian.
 
-    Let J_l be the Jacobian of unit l in the trained network.  I_l is its Jacobian at the same input of the unit, but
-    with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all I_l +
-    R_l.  C^lambda is the sum of all terms of this product with exactly lambda factors R_l.  For the first l units:
+    Let J_l be the Jacobian of unit l in the trained network.  I_l is the Jacobian at the same input of the unit with
+    the parameters ``initial``; R_l = J_l - I_l.  The network's Jacobian J is the product of all I_l + R_l.  C^lambda
+    is the sum of all terms of this product with exactly lambda factors R_l.  C^lambda_l is that of the first l units:
 
         C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1)
 
@@ -166,7 +166,7 @@ def effective_depth(
 
     Arguments:
         model: Any trained module; it is not changed.
-        initial: ``model`` before its training, or a copy of its ``state_dict``.  Its buffers are not used.
+        initial: ``model`` before its training, or a copy of its ``state_dict``.  Only its parameters are used.
         data, forward: As for `gradscope.gsc`; ``data`` must be one batch.
         probes, generator: As for `gradscope.nlc`.
 

@@ -71,9 +71,9 @@ class Jacobian(LinearOperator):
         return torch.cat(rows)
 
     def linearize(self) -> Affine:
-        """Return the first-order expansion of the target at the recorded values of the source, dx -> J dx + f.
+        """Return the function dx -> J dx + f: the target, to first order in a change dx of the recorded source.
 
-        Here f is the recorded value of the target, and dx a change of the source.  The error is O(|dx|^2).
+        f is the recorded value of the target.  The error of the expansion is O(|dx|^2).
 
         Cost: one forward pass without gradients.
 

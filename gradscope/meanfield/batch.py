@@ -33,8 +33,8 @@ class BatchMoments:
     y is the vector (B,) of normalized pre-activations of one neuron.  Expectations are over wide random networks.
 
     - ``square``: E[phi(y_b)^2] for one sample b.  ``product``: E[phi(y_b) phi(y_c)] for two samples b and c.
-    - ``centred``: E Tr[P D G D] / (B - 1).  ``independent``: E Tr[P D^2] / B.  Here D = diag phi'(y), G is the
-      centering matrix, and P = G - y y^T / B.  The growth of a squared gradient depends on these two traces.
+    - ``centred``: E Tr[P D G D] / (B - 1).  ``independent``: E Tr[P D^2] / B.  D = diag phi'(y), G is the centering
+      matrix, P = G - y y^T / B.  Growth of gradients needs ``independent`` in the last layer, ``centred`` in others.
     - ``inflation``: B / (B - 3).
 
     >>> round(batch_moments("linear", 5).rate, 4), batch_moments("linear", 5).inflation

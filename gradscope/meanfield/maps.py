@@ -164,8 +164,8 @@ class DepthScales:
     - ``length``, ``correlation``: the fixed points q* of the variance of pre-activations, and c* of the correlation
       between the pre-activations of two inputs.
     - ``chi_1``: growth factor of squared gradients per layer, at the fixed point.
-    - ``chi_c``: factor per layer by which the distance of the correlation from c* grows.  It is the slope at c* of the
-      map from the correlation in one layer to that in the next.
+    - ``chi_c``: each layer multiplies the distance of the correlation from c* by this factor.  It is the slope at c* of
+      the map from the correlation in one layer to that in the next.
     - ``gradient``: -1 / ln chi_1, negative if gradients explode, infinite if chi_1 = 1.
     - ``correlations``: xi_c = -1 / ln chi_c, the depth over which the distance of the correlation from c* shrinks by a
       factor of e.  Over this depth, two inputs stay distinguishable.

@@ -174,7 +174,7 @@ class Monitor:
             self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return all records as a tidy frame with the column ``step``; above 40 MB, only an evenly spaced part of them.
+        """Return the records as a tidy frame with column ``step``: all up to 40 MB, beyond that evenly spaced ones.
 
         Raises:
             ValueError: Nothing was recorded.
@@ -208,7 +208,7 @@ class Monitor:
         return {"steps": self.steps, "recorded": self._recorded, "alarms": self.alarms.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
-        """Restore the state that `state_dict` returned; ``records``: the frames passed to the function ``report``."""
+        """Restore the state that `state_dict` returned, and ``records``, the frames that ``report`` was called with."""
         check_state(state, self.state_dict())
         lengths = self.alarms.first_lengths
         self.steps, self._recorded, self._records = state["steps"], state["recorded"], Records(records or ())

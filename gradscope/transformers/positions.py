@@ -142,8 +142,8 @@ class Positions(Profile):
     - ``by``: which positions are distinguished, "source", "target" or "both".
     - ``position_dim``: dimension of the positions in layers.
     - ``blocks``: an object with all GSC_ts.  Its ``log10_values``, their standard errors and the ends of its
-      ``interval()`` are arrays (layers, target positions, source positions).  If GSC is summed over the positions of
-      the target or source, this dimension has size 1.
+      ``interval()`` are arrays (layers, target positions, source positions).  If ``by`` is "target", the
+      dimension of source positions has size 1; if "source", that of target positions.
 
     The example is a network that shifts a sequence by one position:
 
@@ -194,8 +194,8 @@ class Positions(Profile):
                 receive most of the attention (attention sinks).
 
         Returns:
-            A tidy frame.  "gsc_by_lag" is the mean of all blocks with the lag in the column ``lag``, without sinks.
-            "gsc_of_sink" is the mean of all blocks from one sink, whose position is in the column ``source_position``.
+            A tidy frame.  "gsc_by_lag" is the mean of all blocks of one lag (column ``lag``), except those from sinks.
+            "gsc_of_sink" is the mean of all blocks from one sink (column ``source_position``).
             ``num_blocks`` is the number of blocks in each mean.  Errors due to samples are upper bounds: they assume
             that the errors of the blocks in a mean are fully correlated.
 

@@ -45,7 +45,7 @@ class CoordinateCheck:
     - ``frame``: tidy frame of the quantities, which `gradscope.plots.coordinates` lists.  Additional columns: ``axis``
       (what varies, "width" or "depth"), ``size`` (its value), ``width``, ``depth``, ``seed``, ``step`` (number of
       optimizer steps so far) and ``role`` (see `gradscope.comparing.coordinates.parametrizations.expected`).
-    - ``exponents``: one row per axis, layer, quantity and step, in the order in which a training step computes them.
+    - ``exponents``: one row per axis, layer, quantity and step; in each step, rows of the forward pass come first.
       Columns: ``exponent``, ``stderr``, ``low`` and ``high`` (95 % interval over seeds), ``zero`` (whether the quantity
       is zero in all networks), ``expected``, and ``verdict`` ("agrees", "differs" or "undecided").  The verdict is ""
       if there is no prediction, or if ``zero``.  Exception: a layer that is unchanged after the last step "differs".

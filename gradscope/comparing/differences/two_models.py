@@ -90,9 +90,9 @@ def diff(
     Returns:
         A `Difference`.  ``print`` shows the first layer that differs, and layers without a partner.
 
-    Cost for both models together: six or eight forward passes, and the backward passes of three or four calls of
-    `gradscope.gsc`.  Statistics cost 17 calls of `gradscope.measure` for each model.  Memory: all inputs and outputs of
-    modules of a, twice, and a copy of the model.
+    Cost for both models together: up to eight forward passes, and the backward passes of up to four calls of
+    `gradscope.gsc`.  ``measures`` cost up to 17 calls of `gradscope.measure` for each model, and one per copy of a.
+    Memory: all inputs and outputs of modules of a, twice, and a copy of the model.
 
     Raises:
         TypeError: b has none of the types listed above, ``data`` is missing for two models, or ``data`` is given with

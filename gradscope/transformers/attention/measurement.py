@@ -90,8 +90,8 @@ class AttentionHeads:
     def describe(self) -> Description:
         """Return a frame of all calls of attention, and of all modules that look like attention but made no such call.
 
-        There is one row per call, with its mask and its number of fully masked queries.  In the row of a module without
-        a call, ``function`` is null, and ``note`` says why no call was found.
+        Each call has a row with its mask and its number of fully masked queries.  For a module without a call,
+        ``function`` is null, and ``note`` says why no call was found.
         """
         return self.description
 
