@@ -38,16 +38,16 @@ the share, among all verdicts, of those that are decided but differ from the ver
 
 {architectures}
 
-The median width over all cells is {width:.2f} times the ideal one. The measured coverage is below 93 % in {below} of
-{cells} cells. If every interval contained the true rate with probability 95 %, chance alone would put about
-{expected:.0f} cells below 93 %. A binomial test (level 1 %) shows a true coverage below 93 % only here: {named}.
+The median of "width / ideal" over all cells is {width:.2f}. The measured coverage is below 93 % in {below} of {cells}
+cells. If every interval contained the true rate with probability 95 %, chance alone would put about {expected:.0f}
+cells below 93 %. A binomial test (level 1 %) shows a true coverage below 93 % only here: {named}.
 
 The interval averages over several models of log GSC. Their prior [weights](../../docs/glossary.md#coefficients) were
 chosen on simulated random walks and on networks of width 50. Some definitions changed after results had been seen.
-After 48 networks per cell, two definitions changed: that of the true rate, and that of the spread between networks.
-After 200 networks per cell, two more changed: that of the rate of several networks, and that of the rows next to the
-target that are left out. Networks that were measured later had no influence on the method. Intervals from these later
-networks cover {fresh1:.1%} for single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
+After 48 networks per cell, the true rate and the spread between networks were defined anew. After 200 networks per
+cell, two more definitions changed: how the rate of several networks is computed, and which rows next to the target are
+left out. Networks that were measured later had no influence on the method. Intervals from these later networks cover
+{fresh1:.1%} for single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
 
 **The interval of a single network cannot be ideal.** In some kinds of networks, the curve of log GSC returns to its
 mean; in others, each network has a slope of its own. A ratio of variances between networks tells the kinds apart: the
@@ -67,9 +67,8 @@ intervals fell by up to 6 %, but the coverage of ReLU networks with batch normal
 points. For groups of eight networks, the width of the interval comes from the spread between the rates of the networks,
 and not from the errors that the models of log GSC give.
 
-If all networks of a group have the same decided verdict, the group must have this verdict, too. Among 1,000 random
-groups of 2 to 12 networks, {common} had such a common verdict. Of these groups, {weaker} had another verdict as a
-group.
+If all networks of a group have the same decided verdict, the group should get this verdict, too. Among 1,000 random
+groups of 2 to 12 networks, {common} had such a common verdict. Pooled, {weaker} of these groups had another verdict.
 
 ## How often is each verdict given?
 
