@@ -49,11 +49,11 @@ cell, two more definitions changed: how the rate of several networks is computed
 left out. Networks that were measured later had no influence on the method. Intervals from these later networks cover
 {fresh1:.1%} for single networks, {fresh4:.1%} for groups of four, and {fresh8:.1%} for groups of eight.
 
-**The interval of a single network cannot be ideal.** In some kinds of networks, the curve of log GSC returns to its
-mean; in others, each network has a slope of its own. A ratio of variances between networks tells the kinds apart: the
-variance of the total change over the fitted rows, divided by the sum of the variances of the changes from row to row.
-If these changes were independent, the ratio would be 1. It runs from {long_low:.2f} ({long_low_where}) to
-{long_high:.2f} ({long_high_where}).
+**The interval of a single network cannot be ideal.** In some kinds, the log GSC of each network has a slope of its own;
+in others, it returns to the mean curve of the kind. A ratio of two variances between networks tells the kinds apart.
+The numerator is the variance of the total change of log GSC over the fitted rows. The denominator is the sum of the
+variances of its changes from row to row. If these changes were independent, the ratio would be 1. It runs from
+{long_low:.2f} ({long_low_where}) to {long_high:.2f} ({long_high_where}).
 
 A single curve hardly shows which ratio its kind of network has. The changes of neighboring rows correlate by 0.1 or
 less, and the standard error of such a correlation is 0.14 for 49 changes and 0.33 for nine. So every interval must be
