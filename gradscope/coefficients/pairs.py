@@ -38,8 +38,9 @@ class Pairs:
     """Statistics of all pairs (source, later target) over the batches so far; they can be merged in any grouping.
 
     ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
-    ``shapes``: shape of one sample of each source.  ``tallies``: (pair numbers, tally) for pairs counted sample by
-    sample (key True) or batch by batch (False).  A pair number is source * number of targets + target.
+    ``on_trunk``: whether each source is on the trunk.  ``shapes``: shape of one sample of each source.
+    ``tallies``: (pair numbers, tally) for pairs counted sample by sample (key True) or batch by batch (False).  A pair
+    number is source * number of targets + target.
     ``num_probes`` (sources, targets): 0 if exact.  ``num_batches``: number of merged batches.
     """
 

@@ -140,7 +140,7 @@ class MeanField:
         return 1.0 if high is None else float(scipy.optimize.brentq(excess, 0.0, high, xtol=1e-14))
 
     def depth_scales(self) -> DepthScales:
-        """Return the `DepthScales`: fixed points, and depths over which signals and gradients change by a factor e."""
+        """Return the `DepthScales`: fixed points, and depths over which gradients and distances change e-fold."""
         q = self.fixed_length()
         c = self.fixed_correlation(q)
         if q == 0:
