@@ -51,7 +51,7 @@ def claims(collected: Collected) -> list[Claim]:
             Claim(
                 says,
                 ratio.above(1),
-                f"factor for {LAST} pixels divided by factor for {FIRST} pixel: {ratio}; claimed: quotient above 1",
+                f"factor for {LAST} pixels divided by factor for {FIRST} pixel: {ratio}; claimed: above 1",
             )
         )
     for pooling in POOLINGS:

@@ -69,10 +69,10 @@ def details(collected: Collected) -> str:
         apart = _part(_logarithms(frame), "model", model).std(axis=1).groupby(level="step").mean()
         spread.append(f"from {apart.iloc[0]:.2f} to {apart.iloc[-1]:.2f} for {_name(model)}")
     gsc = 10 ** frame.loc[frame["quantity"] == "gsc", "log10_value"]
-    rises = f"rises only in {', '.join(rising)}" if rising else "rises in no unit"
+    rises = f", except for a rise in {', '.join(rising)}" if rising else ""
     return (
-        f"From step 0 to the end of training, the mean of log10 GSC over runs {rises}. The standard deviation of "
-        f"log10 GSC between runs, averaged over units, changes {listed(spread)} during training. "
+        f"From step 0 to the end of training, the mean of log10 GSC over runs falls in every unit{rises}. The standard "
+        f"deviation of log10 GSC between runs, averaged over units, changes {listed(spread)} during training. "
         f"In all runs and at all records, GSC from the units to the logits lies between "
         f"{gsc.min():.2g} and {gsc.max():.2g}.\n\n"
         f"GSC from every unit to the logits, and the change of log10 GSC:\n\n{_before_after(frame, moved)}"
@@ -150,14 +150,14 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
             f"After training, GSC of every unit of {name} is within one order of magnitude of GSC before",
             means.all_of(*(one.within(0.0, ORDER) for one in last.values())),
             f"{len(last)} units, with the largest mean change of log10 GSC in {_unit(unit)}, {change}; required of "
-            f"every unit: change of log10 GSC from -{ORDER:g} to {ORDER:g}",
+            f"every unit: change of log10 GSC between -{ORDER:g} and {ORDER:g}",
         ),
         Claim(
             f"At every record, GSC of every unit of {name} is within one order of magnitude of GSC before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
-            f"{len(records)} intervals (one for each unit and record), with the largest mean change of log10 GSC in "
-            f"{_unit(other)} at step {step}, {largest}; change with the interval that reaches farthest from 0: "
-            f"{loosest}; required of every unit and record: change of log10 GSC from -{ORDER:g} to {ORDER:g}",
+            f"intervals, one for each unit and record: {len(records)}; mean change of log10 GSC farthest from 0: "
+            f"{largest}, in {_unit(other)} at step {step}; change whose interval reaches farthest from 0: "
+            f"{loosest}; required of every unit and record: change of log10 GSC between -{ORDER:g} and {ORDER:g}",
         ),
         Claim(
             f"At the end of training, the unit of {name} whose GSC has changed most is the same in every run",

@@ -155,9 +155,9 @@ def gsc_matrix(
 ) -> Matrix:
     """Gradient Scale Coefficient (GSC) of every pair of layers, from one backward sweep for all targets.
 
-    Arguments are those of `gsc` except ``positions``, with these differences.  ``target`` is the target nearest the
-    output.  ``probes`` holds for each target alone, except the limit of 128 cotangents in ``"auto"``: it is for the
-    bases of all targets together.  Every path from the input to ``target`` must pass through each of the layers.
+    Arguments are those of `gsc` except ``positions``, with these differences.  ``target`` names the last of the
+    targets.  ``probes`` holds for each target alone, but the limit of 128 cotangents in ``"auto"`` is for their sum
+    over all targets.  Every path from the input to ``target`` must pass through each of the layers.
 
     Returns:
         A `Matrix` with GSC from each source (row) to each target (column), 1 on the diagonal, and NaN below it.

@@ -105,7 +105,7 @@ def _steep(phi: Activation, q: float) -> float:
 
 @checked
 def critical_line(activation: ActivationLike, lengths: Row | None = None) -> list[CriticalPoint]:
-    """Return critical points: pairs of a weight and a bias variance at which gradients neither grow nor shrink.
+    """Return critical points: pairs (weight variance, bias variance) at which gradients neither grow nor shrink.
 
     ``lengths`` are values of q*, the fixed point of the variance of pre-activations; by default 60 values from 1e-4 to
     10.  Each of them determines one critical point, where the growth factor chi_1 is 1.  Points with negative
@@ -165,7 +165,7 @@ class PhaseDiagram:
 
 @checked
 def phase_diagram(activation: ActivationLike, weight_variances: Row, bias_variances: Row) -> PhaseDiagram:
-    """Return the growth factor chi_1 of squared gradients per layer, for all pairs of a weight and a bias variance.
+    """Return the growth factor chi_1 of squared gradients per layer, for each weight variance and each bias variance.
 
     Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).  chi_1 is computed at q*, the fixed point
     of the variance of pre-activations.  The result also holds q*, as ``length``.

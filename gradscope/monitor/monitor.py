@@ -81,9 +81,9 @@ class Monitor:
 
     Each kind of `MonitorWarning` is given at most once per layer, and listed in ``alarms.fired``.  Causes in the whole
     network: a loss above 5 times its recent median, or an output of zero.  In a layer: GSC above 10^6 or below 10^-6,
-    weights whose norm has grown tenfold, 90 % dead units, or updates 1.5 times larger or smaller than in similar
-    layers.  In an attention head: a largest logit above 100, above its value in the previous record, and above twice
-    its first value.  Also a fall of the relative entropy (entropy / ln n for n keys) from above 0.2 to below 0.02.
+    weights whose norm has grown tenfold, 90 % dead units, or updates that differ by a factor above 1.5 from those of
+    similar layers.  In an attention head: a largest logit above 100, above its value in the previous record, and above
+    twice its first value.  Also a fall of entropy / ln n (for n keys) from above 0.2 to below 0.02.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed``, all ranks pass the same ``data`` and make the same calls.
@@ -174,7 +174,7 @@ class Monitor:
             self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the records as a tidy frame with column ``step``: all up to 40 MB, beyond that evenly spaced ones.
+        """Return the records as a tidy frame with column ``step``; above 40 MB, every n-th record and the last one.
 
         Raises:
             ValueError: Nothing was recorded.

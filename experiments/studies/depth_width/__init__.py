@@ -160,8 +160,8 @@ rate.
     figures=figures.draw,
     captions={
         "rates": "Growth rate of GSC per layer against the depth, one panel per network, one color per width. The gray "
-        "band is the tolerance around the rate of the largest network. The dashed line is the mean-field prediction. "
-        "Bars are 95 % intervals. Points are shifted slightly sideways.",
+        "band is the tolerance around the rate at the largest depth and width. The dashed line is the mean-field "
+        "prediction. Bars are 95 % intervals. Points are shifted slightly sideways.",
         "width": "Deviation from mean field: natural logarithm of (measured rate / mean-field rate), against 1 / "
         "width. The lines are least-squares fits, extrapolated to infinite width. Points of each network are shifted "
         "slightly sideways. Bars are 95 % intervals.",

@@ -163,7 +163,7 @@ def residual(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Residual:
-    """Return the sizes of skip and branch at each sum x + f(x), and their shares of the squared gradient.
+    """Return the sizes of skip and branch at each sum x + f(x), and the share of the squared Jacobian through each.
 
     A residual addition is a sum of two tensors of one shape: the write f is computed from a tensor x, and the skip is x
     or a simple function of x.  A skip is x itself ("identity"), x times a number or parameter ("scaled"), or x after

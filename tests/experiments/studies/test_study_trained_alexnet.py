@@ -92,11 +92,11 @@ def test_the_answer_names_what_moves_and_the_details_have_all_units():
     made = collected({"input": path(0.2, 0.01), "relu4": path(-0.5, 0.01)})
     answer, details = study.STUDY.answer(made), study.STUDY.details(made)
     assert "10^-0.50 in the fourth ReLU (relu4) of moving" in answer and "1 of 2 units of moving" in answer
-    assert "rises only in the input of moving, +0.200 (" in details
+    assert "except for a rise in the input of moving, +0.200 (" in details
     assert "| relu4 | 1.995 (" in details and "| 0.631 (" in details
     assert "| -0.500 (-0.525 to -0.475) | 1.995 (" in details
     falling = study.STUDY.details(collected({"input": path(-0.2, 0.01), "conv": [-v for v in path(0.3)]}))
-    assert "rises only in the input of still" in falling and "input of moving" not in falling
+    assert "except for a rise in the input of still" in falling and "input of moving" not in falling
 
 
 def test_a_network_alone_has_no_rival():
@@ -110,7 +110,7 @@ def test_a_network_alone_has_no_rival():
 def test_the_target_is_no_unit_that_could_move_and_step_0_no_record_after_it():
     found = verdicts({"input": path(0.1), "conv": path(0.2), "logits": path(3.0, 0.01)})
     assert found(AFTER).because.startswith("2 units") and "the conv" in found(AFTER).because
-    assert found(DURING).because.startswith(f"{2 * (len(STEPS) - 1)} intervals")
+    assert found(DURING).because.startswith(f"intervals, one for each unit and record: {2 * (len(STEPS) - 1)};")
 
 
 def test_how_far_runs_are_apart_before_and_after():
