@@ -36,6 +36,7 @@ print("passed")
 # instead: the size of what a branch adds, divided by the size of its skip.
 
 model = gs.models.MLP(depth=16, width=64, activation="tanh", norm="layer", residual="identity", generator=generator)
+# This model has no biases.  Set those of yours to zero before: they would hide weights that are too small.
 ratios = gs.residual(model, x).to_frame().query("quantity == 'write_ratio'")["value"]
 print(f"write ratios: {ratios.min():.2f} to {ratios.max():.2f}")
 assert ratios.between(0.1, 3).all()
