@@ -285,3 +285,19 @@ def test_theory_takes_the_color_of_its_network():
     thin = [line for line in ax.lines if line.get_label() == "mean field"]
     assert [line.get_color() for line in thin] == measured
     np.testing.assert_allclose(thin[0].get_ydata(), predicted["tanh"].log10_gsc[::-1])
+
+
+def test_a_curve_leaves_out_layers_inside_branches():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Linear(10, 10)
+
+        def forward(self, x):
+            return x + torch.tanh(self.branch(x))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Block() for _ in range(7)))
+    mixed, blocks = (gs.gsc(model, X, layers=layers) for layers in ("*", [str(number) for number in range(7)]))
+    assert len(mixed.layers) > len(blocks.layers)
+    assert curves(mixed.plot())[0][:7] == pytest.approx(curves(blocks.plot())[0])
