@@ -158,7 +158,7 @@ def _missing(pattern: str, layers: Sequence[Layer], elsewhere: Collection[str]) 
         return f"Layer {pattern!r} was recorded, but the target does not depend on it, so the layer has no coefficient."
     close = get_close_matches(pattern, [name for layer in layers for name in layer.names], n=5, cutoff=0.3)
     offer = f"Nearest names: {', '.join(map(repr, close))}." if close else _listed(layers)
-    wild = " The wildcards are * and ?, and brackets have no meaning." if "[" in pattern else ""
+    wild = " In a pattern, only * and ? are wildcards." if "[" in pattern else ""  # lstm[1] is the name of an output
     return f"No layer is called {pattern!r}.{wild} {offer}"
 
 

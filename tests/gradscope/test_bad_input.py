@@ -86,6 +86,8 @@ def test_unknown_layer_offers_the_nearest_names():
         gs.gsc(mlp(), noise(5, 6), layers=["layer.2"])
     with pytest.raises(ValueError, match=r"No layer is called 'layers\.9'\. Nearest names: 'layers\.\d'"):
         gs.gsc(mlp(), noise(5, 6), target="layers.9")
+    with pytest.raises(ValueError, match=r"'layers\.\[0-9\]'\. In a pattern, only \* and \? are wildcards\. Nearest"):
+        gs.gsc(mlp(), noise(5, 6), layers="layers.[0-9]")
 
 
 def test_layers_that_choose_nothing():
